@@ -1,0 +1,117 @@
+"""From a batch to what a model says of its responses: log-probabilities of their tokens, or rewards of the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_align.errors import UserError
+from lit_align.groups import GroupBatch
+from lit_align.models.sampling import Sampling
+
+MAX_LOGITS = 2**24
+"""Logits held at once: 64 MiB in float32. More are computed in chunks, and once more in the backward pass."""
+
+
+def response_logps(model: Any, batch: GroupBatch, sampling: Sampling | None = None) -> Tensor:
+    """Log-probability of every response token given all before it.
+
+    The trunk runs over the whole input; the vocabulary is only unfolded where a response token is predicted, in chunks, and
+    log-softmax is always float32: from bf16 logits it would be off by more than a DPO margin.
+
+    Args:
+        model: A causal language model of transformers (or a peft model around one).
+        batch: N responses with M tokens.
+        sampling: The distribution whose log-probabilities are wanted; the model's own if None.
+
+    Returns:
+        Nats, float32, `(M,)`.
+    """
+    sampling = sampling or Sampling()
+    hidden = response_hidden(model, batch)
+    causal = _unwrap(model)
+    size = max(1, MAX_LOGITS // causal.get_output_embeddings().weight.shape[0])
+    if len(hidden) <= size:
+        return _gathered_logps(causal, hidden, batch.targets, sampling)
+    chunks = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
+    return torch.cat(
+        [
+            checkpoint(_gathered_logps, causal, part, targets, sampling, use_reentrant=False, preserve_rng_state=False)
+            for part, targets in chunks
+        ]
+    )
+
+
+def response_hidden(model: Any, batch: GroupBatch) -> Tensor:
+    """The trunk's last hidden state where each response token is predicted, `(M, H)`."""
+    return trunk_hidden(model, batch).index_select(0, batch.predict_index)
+
+
+def trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
+    """The trunk's last hidden states at every position, `(R * T, H)`."""
+    output = trunk(model)(**batch.model_inputs, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def response_rewards(model: Any, batch: GroupBatch) -> Tensor:
+    """The scalar head of a reward model at the last token of each response, float32, `(N,)`."""
+    hidden = trunk_hidden(model, batch).index_select(0, batch.last_index)
+    rewards: Tensor = _unwrap(model).score(hidden).squeeze(-1)
+    return rewards.float()
+
+
+def trunk(model: Any) -> nn.Module:
+    """The part of a model below its head."""
+    module: nn.Module = _unwrap(model).base_model
+    return module
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits from hidden states, `(..., H)` to `(..., V)`, with whatever the architecture does to them after its head."""
+    causal = _unwrap(model)
+    config = causal.config.get_text_config()
+    logits: Tensor = causal.get_output_embeddings()(hidden)
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def check_head(model: Any) -> None:
+    """Refuses a model whose logits are not what `head_logits` makes of its hidden states.
+
+    Raises:
+        UserError: The architecture does something to its logits that is not known here, so that every log-probability would
+            silently be wrong.
+    """
+    causal = _unwrap(model)
+    weight = causal.get_output_embeddings().weight
+    ids = torch.arange(4, device=weight.device)[None] % weight.shape[0]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.float()
+        actual = head_logits(model, trunk(model)(input_ids=ids).last_hidden_state).float()
+    model.train(was_training)
+    if not torch.allclose(expected, actual, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise UserError(
+            f"{type(causal).__name__} changes its logits after the output head in a way lit_align does not know; "
+            "see lit_align.models.logprobs.head_logits, which is the one place to teach it."
+        )
+
+
+def _gathered_logps(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    logits = sampling.warp(head_logits(causal, hidden), keep=targets)
+    return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def _unwrap(model: Any) -> Any:
+    """The transformers model inside a peft model; itself otherwise."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
