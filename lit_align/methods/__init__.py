@@ -1,0 +1,9 @@
+"""The alignment methods, one file each."""
+
+from lit_align.methods.base import AlignmentModule, StepOutput
+from lit_align.methods.dpo import DPO
+from lit_align.methods.reward import RewardModel
+from lit_align.methods.schedule import Schedule
+from lit_align.methods.sft import SFT
+
+__all__ = ["DPO", "SFT", "AlignmentModule", "RewardModel", "Schedule", "StepOutput"]

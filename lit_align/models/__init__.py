@@ -3,13 +3,13 @@
 from lit_align.models.config import ModelConfig
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
 from lit_align.models.logprobs import response_logps, response_rewards
-from lit_align.models.reference import fingerprint, frozen_copy
+from lit_align.models.reference import Reference, frozen_copy
 from lit_align.models.sampling import Sampling
 
 __all__ = [
     "ModelConfig",
+    "Reference",
     "Sampling",
-    "fingerprint",
     "frozen_copy",
     "load_policy",
     "load_reward_model",

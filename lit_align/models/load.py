@@ -23,6 +23,7 @@ from transformers import (
 
 from lit_align.errors import UserError
 from lit_align.models.config import ModelConfig
+from lit_align.models.logprobs import check_head
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -76,6 +77,7 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
             use_safetensors=True,
         )
     _check_vocabulary(model, config)
+    check_head(model)
     return model.train()
 
 

@@ -1,0 +1,13 @@
+"""What every run needs whether or not a config names it."""
+
+from lightning.pytorch import Callback
+
+from lit_align.runtime.resume import RandomState, gather_per_rank
+
+
+def default_callbacks() -> list[Callback]:
+    """The callbacks that every run gets."""
+    return [RandomState()]
+
+
+__all__ = ["RandomState", "default_callbacks", "gather_per_rank"]

@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Gemma2Config
 
-import lit_align.models.logprobs as logprobs
 from lit_align.data.collate import padded
 from lit_align.errors import UserError
-from lit_align.models import Sampling, response_logps, response_rewards
+from lit_align.models import Sampling, logprobs, response_logps, response_rewards
 
 
 def by_hand(model, groups, temperature=1.0):
@@ -69,7 +68,13 @@ def test_temperature_is_that_of_sampling(model, random_groups):
 
 def test_soft_capped_logits_are_known(random_groups):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
     config = Gemma2Config(vocab_size=40, num_key_value_heads=2, final_logit_softcapping=0.05, pad_token_id=0, **sizes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     logprobs.check_head(model)

@@ -1,0 +1,175 @@
+"""What every method shares: the reduction, the optimiser, the metrics, the frozen reference. Methods are what remains."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from lit_align.errors import UserError
+from lit_align.groups import GroupBatch
+from lit_align.methods.schedule import Schedule
+from lit_align.models import ModelConfig, Reference, frozen_copy, load_tokenizer
+from lit_align.runtime import default_callbacks
+
+
+class StepOutput(NamedTuple):
+    """What a method makes of one batch.
+
+    Args:
+        losses: One value for each thing the loss averages over (pair, response, token or group), `(E,)`. What is trained is
+            their mean over the whole optimiser step: all accumulated batches of all ranks.
+        metrics: For each name, one value for each thing it averages over, any length. The mean is logged.
+    """
+
+    losses: Tensor
+    metrics: dict[str, Tensor]
+
+
+class AlignmentModule(LightningModule, ABC):
+    """Base of the methods. A method builds its models in `configure_model` and says what a batch costs in `step`.
+
+    Lightning divides a loss by the number of accumulated batches, and DDP the gradient by the number of ranks; with ragged
+    batches, in which one holds 3 pairs and the next 8, neither is the mean over pairs. So `training_step` returns a **sum**,
+    and before clipping the gradients are divided by the all-reduced count of the whole window. Four accumulated batches, or
+    two ranks, therefore equal one large batch.
+
+    Args:
+        policy: The model that is trained.
+        optimizer: A class of `torch.optim` (or of your own) with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments, which then steps
+            once an optimiser step.
+    """
+
+    prog_bar: tuple[str, ...] = ("loss",)
+    """Names of the metrics that the progress bar shows."""
+
+    def __init__(
+        self, policy: ModelConfig, optimizer: OptimizerCallable, lr_scheduler: Schedule | LRSchedulerCallable
+    ) -> None:
+        super().__init__()
+        self.policy_config = policy
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.tokenizer = load_tokenizer(policy)
+        self._reference: Reference | None = None
+        self._window: dict[str, Tensor] = {}
+        self._val_metrics = nn.ModuleDict()
+
+    @abstractmethod
+    def configure_model(self) -> None:
+        """Builds the models, once, however often it is called."""
+
+    @abstractmethod
+    def step(self, batch: GroupBatch) -> StepOutput:
+        """The losses and metrics of one batch; the same in training and validation."""
+
+    @abstractmethod
+    def export(self, folder: str | Path) -> None:
+        """Writes the trained model and its tokenizer as a Hugging Face folder. Every rank has to call."""
+
+    def reference_model(self) -> Any:
+        """The frozen model that the policy is compared with, on this module's device.
+
+        Raises:
+            UserError: The method has none.
+        """
+        if self._reference is None:
+            raise UserError(f"{type(self).__name__} has no reference model.")
+        return self._reference.model.to(self.device)
+
+    def keep_reference(self, model: nn.Module) -> None:
+        """Freezes a copy of `model` as it is now: in no checkpoint, optimiser or DDP bucket, and never in train mode."""
+        self._reference = Reference(frozen_copy(model))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes which reference the run is compared with; its weights stay out of the checkpoint."""
+        if self._reference is not None:
+            checkpoint["reference_fingerprint"] = self._reference.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on against another reference."""
+        if self._reference is not None:
+            self._reference.check(checkpoint.get("reference_fingerprint"))
+
+    def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
+        """The batch's summed loss, in the form that leaves the division to `on_before_optimizer_step`."""
+        output = self.step(batch)
+        counts = 0.0 if batch.is_filler else 1.0
+        for name, values in {"loss": output.losses, **output.metrics}.items():
+            total = torch.stack([values.detach().float().sum(), values.new_tensor(len(values), dtype=torch.float)])
+            self._window[name] = self._window.get(name, 0.0) + counts * total
+        # Lightning is about to divide by the number of accumulated batches, which is not the number of losses.
+        return output.losses.sum() * counts * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divides the window's summed gradients by its global count, and logs its means."""
+        names = list(self._window)
+        totals = self.trainer.strategy.reduce(torch.stack([self._window[name] for name in names]), reduce_op="sum")
+        assert isinstance(totals, Tensor)
+        self._window = {}
+        count = float(totals[names.index("loss"), 1])
+        if count > 0:
+            # DDP and FSDP average over ranks, and this undoes it.
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(gradients, self.trainer.world_size / count)
+        for name, (total, number) in zip(names, totals.tolist(), strict=True):
+            if number > 0:
+                self.log(f"train/{name}", total / number, prog_bar=name in self.prog_bar)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips as the Trainer was told, and logs the norm before clipping.
+
+        By norm it calls torch directly: Lightning 2.6 refuses fused optimisers under mixed precision there, though bf16 has
+        no scaler to unscale.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_val is not None and gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        limit = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else float("inf")
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        self.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
+        """Logs the batch's losses and metrics, averaged over every row of every rank."""
+        self.validate_batch(batch)
+
+    def validate_batch(self, batch: GroupBatch) -> StepOutput:
+        """What `validation_step` does, for methods that have more to log from the same output."""
+        output = self.step(batch)
+        for name, values in {"loss": output.losses, **output.metrics}.items():
+            if name not in self._val_metrics:
+                self._val_metrics[name] = MeanMetric().to(self.device)
+            metric = cast("MeanMetric", self._val_metrics[name])
+            metric.update(values.detach().float(), weight=0.0 if batch.is_filler else 1.0)
+            self.log(f"val/{name}", metric, on_step=False, on_epoch=True, prog_bar=name in self.prog_bar)
+        return output
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over everything that asks for gradients, and its schedule, stepped once an optimiser step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if isinstance(self.lr_scheduler, Schedule):
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf") and self.lr_scheduler != Schedule():
+                raise UserError(
+                    "A warm-up or decay is a share of the run: set trainer.max_epochs or trainer.max_steps."
+                )
+            scheduler: Any = self.lr_scheduler(optimizer, int(min(steps, sys.maxsize)))
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every run needs whether or not it is asked for: exact resume."""
+        return default_callbacks()

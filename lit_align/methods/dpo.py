@@ -1,0 +1,99 @@
+"""Direct preference optimisation and its family: one method, the loss is an argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+
+from lit_align.groups import GroupBatch, preferred_pairs, sum_by_response
+from lit_align.losses import DPO as DPOLoss
+from lit_align.losses import PairLogps, PreferenceLoss
+from lit_align.methods.base import AlignmentModule, StepOutput
+from lit_align.methods.schedule import Schedule
+from lit_align.models import ModelConfig, load_policy, response_logps, save_model
+
+
+class DPO(AlignmentModule):
+    """Makes preferred responses likelier than dispreferred ones, relative to a frozen reference.
+
+    Rafailov et al. 2023 (2305.18290), equation 7, with whatever loss of that family. The reference is the policy as it was before the first step. Losses that need none (SimPO, ORPO, CPO) hold none.
+    Of groups with more than two responses, every pair whose scores differ is compared.
+
+    Metrics: `rewards/chosen` and `rewards/rejected` (implicit rewards as the loss defines them, for DPO beta times the
+    log-ratio), `rewards/margin` (their difference), `rewards/accuracy` (share of pairs whose margin is positive, a half where
+    it is 0), `logps/chosen` and `logps/rejected` (summed log-probabilities, nats).
+
+    Args:
+        policy: The model to train, as a rule the one that SFT made.
+        loss: What a pair costs.
+        optimizer: See `AlignmentModule`.
+        lr_scheduler: See `AlignmentModule`.
+    """
+
+    prog_bar = ("loss", "rewards/accuracy", "rewards/margin")
+
+    def __init__(
+        self,
+        policy: ModelConfig,
+        loss: PreferenceLoss = DPOLoss(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7),
+        lr_scheduler: Schedule | LRSchedulerCallable = Schedule(warmup=0.1, decay="linear"),
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler)
+        self.loss = loss
+
+    def configure_model(self) -> None:
+        """Loads the policy, and freezes a copy of it as the reference."""
+        if not hasattr(self, "policy"):
+            self.policy = load_policy(self.policy_config)
+            if self.loss.needs_reference:
+                self.keep_reference(self.policy)
+
+    def step(self, batch: GroupBatch) -> StepOutput:
+        """One loss a pair."""
+        assert batch.scores is not None
+        pairs = self.pair_logps(batch)
+        losses = self.loss(pairs)
+        with torch.no_grad():
+            chosen, rejected = self.loss.rewards(pairs)
+            margin = chosen - rejected
+        return StepOutput(
+            losses=losses,
+            metrics={
+                "rewards/chosen": chosen,
+                "rewards/rejected": rejected,
+                "rewards/margin": margin,
+                "rewards/accuracy": (margin.sign() + 1) / 2,
+                "logps/chosen": pairs.chosen,
+                "logps/rejected": pairs.rejected,
+            },
+        )
+
+    def pair_logps(self, batch: GroupBatch) -> PairLogps:
+        """Summed log-probabilities of every pair of a batch under policy and reference."""
+        assert batch.scores is not None
+        policy = self._response_sums(self.policy, batch)
+        if self.loss.needs_reference:
+            with torch.no_grad():
+                reference = self._response_sums(self.reference_model(), batch)
+        else:
+            reference = torch.zeros_like(policy)
+        chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
+        lengths = batch.response_lengths
+        return PairLogps(
+            chosen=policy[chosen],
+            rejected=policy[rejected],
+            ref_chosen=reference[chosen],
+            ref_rejected=reference[rejected],
+            chosen_length=lengths[chosen],
+            rejected_length=lengths[rejected],
+        )
+
+    def export(self, folder: str | Path) -> None:
+        """Writes the policy."""
+        save_model(self.policy, self.tokenizer, folder, write=self.global_rank == 0)
+
+    def _response_sums(self, model: torch.nn.Module, batch: GroupBatch) -> torch.Tensor:
+        return sum_by_response(response_logps(model, batch), batch.response_index, batch.n_responses)
