@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 from lit_align.methods.schedule import Schedule
-from lit_align.models import ModelConfig, Reference, frozen_copy, load_tokenizer
+from lit_align.models import ModelConfig, Reference, frozen_copy, load_tokenizer, response_logps
 from lit_align.runtime import default_callbacks
 
 
@@ -85,6 +85,11 @@ class AlignmentModule(LightningModule, ABC):
         if self._reference is None:
             raise UserError(f"{type(self).__name__} has no reference model.")
         return self._reference.model.to(self.device)
+
+    def reference_logps(self, batch: GroupBatch) -> Tensor:
+        """Log-probability of every response token under the reference, nats, `(M,)`, without gradient."""
+        with torch.no_grad():
+            return response_logps(self.reference_model(), batch)
 
     def keep_reference(self, model: nn.Module) -> None:
         """Freezes a copy of `model` as it is now: in no checkpoint, optimiser or DDP bucket, and never in train mode."""

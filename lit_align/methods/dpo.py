@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
 
 from lit_align.groups import GroupBatch, preferred_pairs, sum_by_response
 from lit_align.losses import DPO as DPOLoss
@@ -18,7 +19,8 @@ from lit_align.models import ModelConfig, load_policy, response_logps, save_mode
 class DPO(AlignmentModule):
     """Makes preferred responses likelier than dispreferred ones, relative to a frozen reference.
 
-    Rafailov et al. 2023 (2305.18290), equation 7, with whatever loss of that family. The reference is the policy as it was before the first step. Losses that need none (SimPO, ORPO, CPO) hold none.
+    Rafailov et al. 2023 (2305.18290), equation 7, with whatever loss of that family. The reference is the policy as it was
+    before the first step; losses that need none (SimPO, ORPO, CPO) hold none.
     Of groups with more than two responses, every pair whose scores differ is compared.
 
     Metrics: `rewards/chosen` and `rewards/rejected` (implicit rewards as the loss defines them, for DPO beta times the
@@ -74,12 +76,10 @@ class DPO(AlignmentModule):
     def pair_logps(self, batch: GroupBatch) -> PairLogps:
         """Summed log-probabilities of every pair of a batch under policy and reference."""
         assert batch.scores is not None
-        policy = self._response_sums(self.policy, batch)
-        if self.loss.needs_reference:
-            with torch.no_grad():
-                reference = self._response_sums(self.reference_model(), batch)
-        else:
-            reference = torch.zeros_like(policy)
+        policy = self._sums(response_logps(self.policy, batch), batch)
+        reference = (
+            self._sums(self.reference_logps(batch), batch) if self.loss.needs_reference else torch.zeros_like(policy)
+        )
         chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
         lengths = batch.response_lengths
         return PairLogps(
@@ -95,5 +95,5 @@ class DPO(AlignmentModule):
         """Writes the policy."""
         save_model(self.policy, self.tokenizer, folder, write=self.global_rank == 0)
 
-    def _response_sums(self, model: torch.nn.Module, batch: GroupBatch) -> torch.Tensor:
-        return sum_by_response(response_logps(model, batch), batch.response_index, batch.n_responses)
+    def _sums(self, logps: Tensor, batch: GroupBatch) -> Tensor:
+        return sum_by_response(logps, batch.response_index, batch.n_responses)

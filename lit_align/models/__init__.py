@@ -2,7 +2,14 @@
 
 from lit_align.models.config import ModelConfig
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
-from lit_align.models.logprobs import response_logps, response_rewards
+from lit_align.models.logprobs import (
+    TokenStats,
+    response_hidden,
+    response_logps,
+    response_rewards,
+    token_logps,
+    token_stats,
+)
 from lit_align.models.reference import Reference, frozen_copy
 from lit_align.models.sampling import Sampling
 
@@ -10,11 +17,15 @@ __all__ = [
     "ModelConfig",
     "Reference",
     "Sampling",
+    "TokenStats",
     "frozen_copy",
     "load_policy",
     "load_reward_model",
     "load_tokenizer",
+    "response_hidden",
     "response_logps",
     "response_rewards",
     "save_model",
+    "token_logps",
+    "token_stats",
 ]

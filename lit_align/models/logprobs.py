@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,19 +31,30 @@ def response_logps(model: Any, batch: GroupBatch, sampling: Sampling | None = No
     Returns:
         Nats, float32, `(M,)`.
     """
-    sampling = sampling or Sampling()
-    hidden = response_hidden(model, batch)
-    causal = _unwrap(model)
-    size = max(1, MAX_LOGITS // causal.get_output_embeddings().weight.shape[0])
-    if len(hidden) <= size:
-        return _gathered_logps(causal, hidden, batch.targets, sampling)
-    chunks = zip(torch.split(hidden, size), torch.split(batch.targets, size), strict=True)
-    return torch.cat(
-        [
-            checkpoint(_gathered_logps, causal, part, targets, sampling, use_reentrant=False, preserve_rng_state=False)
-            for part, targets in chunks
-        ]
-    )
+    return token_logps(model, response_hidden(model, batch), batch.targets, sampling or Sampling())
+
+
+class TokenStats(NamedTuple):
+    """What a policy says at each response token.
+
+    Args:
+        logps: Log-probability of the token, nats, `(M,)`.
+        entropy: Of the distribution it was drawn from, nats, `(M,)`.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+
+
+def token_logps(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probability of `targets (M,)` from the hidden states `(M, H)` that predict them, nats, float32, `(M,)`."""
+    return torch.cat(_in_chunks(_logps, _unwrap(model), hidden, targets, sampling))
+
+
+def token_stats(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
+    """As `token_logps`, with the entropy from the same logits."""
+    logps, entropies = zip(*_in_chunks(_stats, _unwrap(model), hidden, targets, sampling), strict=True)
+    return TokenStats(torch.cat(logps), torch.cat(entropies))
 
 
 def response_hidden(model: Any, batch: GroupBatch) -> Tensor:
@@ -107,9 +119,32 @@ def check_head(model: Any) -> None:
         )
 
 
-def _gathered_logps(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
-    logits = sampling.warp(head_logits(causal, hidden), keep=targets)
-    return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+def _in_chunks(
+    compute: Callable[..., Any], causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling
+) -> list[Any]:
+    """`compute` on as many tokens at once as `MAX_LOGITS` allows; where that is not all, logits are recomputed backward."""
+    size = max(1, MAX_LOGITS // causal.get_output_embeddings().weight.shape[0])
+    if len(hidden) <= size:
+        return [compute(causal, hidden, targets, sampling)]
+    chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return [
+        checkpoint(compute, causal, *chunk, sampling, use_reentrant=False, preserve_rng_state=False) for chunk in chunks
+    ]
+
+
+def _log_probabilities(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    return sampling.warp(head_logits(causal, hidden), keep=targets).log_softmax(-1)
+
+
+def _logps(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+    return _log_probabilities(causal, hidden, targets, sampling).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def _stats(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
+    every = _log_probabilities(causal, hidden, targets, sampling)
+    # A token that may not be drawn has log-probability minus infinity, and 0 * -inf is not 0.
+    entropy = -(every.exp() * every.masked_fill(every.isinf(), 0)).sum(-1)
+    return TokenStats(every.gather(-1, targets[:, None]).squeeze(-1), entropy)
 
 
 def _unwrap(model: Any) -> Any:
