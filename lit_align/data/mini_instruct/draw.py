@@ -1,0 +1,83 @@
+"""Rows of the task: demonstrations, preferences and rankings, drawn from the demonstrator and labelled by gold."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from functools import cache
+from itertools import accumulate
+from typing import Literal
+
+from lit_align.data.mini_instruct.demonstrator import demonstrator_logps
+from lit_align.data.mini_instruct.task import PROMPTS, gold, responses
+from lit_align.errors import UserError
+from lit_align.groups import Group
+
+RANKED = (4, 9)
+"""Fewest and most responses of a ranking; every number between is as likely."""
+
+
+def groups(
+    kind: Literal["sft", "preference", "ranking"], rows: int, seed: int = 0, split: Literal["train", "val"] = "train"
+) -> list[Group]:
+    """Draw rows. Fewer rows of the same kind, seed and split are the first of more.
+
+    Prompts are uniform. The responses of a row are independent draws of the demonstrator, drawn anew, all of them,
+    until no two are equal. They are ordered by gold plus standard Gumbel noise, that is by a Plackett-Luce model at
+    scale 1, so that any two of them compare as Bradley-Terry on gold says: P(y over y') = sigmoid(gold(y) - gold(y')).
+
+    Args:
+        kind: "sft" (one demonstration, nothing else known), "preference" (two responses, the preferred one first,
+            scores (1, 0)) or "ranking" (4 to 9 responses as drawn, scores are minus the ranks).
+        rows: How many, at least 1.
+        seed: Another seed gives other rows.
+        split: "train" and "val" are different draws of the same distribution.
+
+    Raises:
+        UserError: Where an argument is none of those above.
+    """
+    if kind not in ("sft", "preference", "ranking"):
+        raise UserError(f"mini_instruct has no rows of kind {kind!r}; ask for 'sft', 'preference' or 'ranking'.")
+    if split not in ("train", "val"):
+        raise UserError(f"mini_instruct has no split {split!r}; ask for 'train' or 'val'.")
+    if rows < 1:
+        raise UserError(f"mini_instruct was asked for {rows} rows; ask for at least 1.")
+    # Python's own generator: its stream for a string is the same in every version and on every platform
+    rng = random.Random(f"mini_instruct/{kind}/{split}/{seed}")
+    return [_row(kind, rng, source=f"mini_instruct {kind} {split}, row {row}") for row in range(rows)]
+
+
+def _row(kind: str, rng: random.Random, source: str) -> Group:
+    prompt = rng.randrange(len(PROMPTS))
+    if kind == "sft":
+        return Group(PROMPTS[prompt], tuple(_draw(rng, prompt, k=1)), source=source)
+    k = 2 if kind == "preference" else rng.randint(*RANKED)
+    drawn = _draw(rng, prompt, k)
+    noisy = {text: gold(PROMPTS[prompt], text) + _gumbel(rng) for text in drawn}
+    best_first = sorted(drawn, key=lambda text: -noisy[text])
+    if kind == "preference":
+        return Group(PROMPTS[prompt], tuple(best_first), scores=(1.0, 0.0), source=source)
+    scores = tuple(-float(best_first.index(text) + 1) for text in drawn)
+    return Group(PROMPTS[prompt], tuple(drawn), scores=scores, source=source)
+
+
+def _draw(rng: random.Random, prompt: int, k: int) -> list[str]:
+    """K different responses."""
+    cumulative = _cumulative()[prompt]
+    while True:
+        drawn = [responses()[bisect_right(cumulative, rng.random() * cumulative[-1])] for _ in range(k)]
+        if len(set(drawn)) == k:
+            return drawn
+
+
+@cache
+def _cumulative() -> list[list[float]]:
+    """Running sums of the demonstrator's probabilities, one list a prompt."""
+    return [list(accumulate(row)) for row in demonstrator_logps().exp().tolist()]
+
+
+def _gumbel(rng: random.Random) -> float:
+    """A standard Gumbel variate: the difference of two is logistic, which makes comparisons Bradley-Terry."""
+    uniform = (rng.getrandbits(52) + 0.5) / 2**52  # neither 0 nor 1
+    return -math.log(-math.log(uniform))
