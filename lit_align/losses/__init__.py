@@ -1,20 +1,55 @@
 """Losses as objects: pure maths on tensors, injected into the methods that minimise them."""
 
-from lit_align.losses.preference import CDPO, DPO, IPO, PairLogps, PreferenceLoss
+from lit_align.losses.kto import KTO, LabelLoss
+from lit_align.losses.preference import (
+    CDPO,
+    DPO,
+    DPOP,
+    IPO,
+    RDPO,
+    DiscoPOP,
+    EXOPair,
+    Hinge,
+    PairLogps,
+    PreferenceLoss,
+    RobustDPO,
+    SigmoidNorm,
+)
+from lit_align.losses.preference_absolute import AOT, AOTUnpaired, APODown, APOZero, BCOPair, NCAPair, SPPOHard
+from lit_align.losses.preference_free import CPO, ORPO, SimPO
 from lit_align.losses.reward import BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
 from lit_align.losses.sft import NLL, SFTLoss
 
 __all__ = [
+    "AOT",
     "CDPO",
+    "CPO",
     "DPO",
+    "DPOP",
     "IPO",
+    "KTO",
     "NLL",
+    "ORPO",
+    "RDPO",
+    "AOTUnpaired",
+    "APODown",
+    "APOZero",
+    "BCOPair",
     "BradleyTerry",
+    "DiscoPOP",
+    "EXOPair",
+    "Hinge",
     "KWise",
+    "LabelLoss",
+    "NCAPair",
     "PairLogps",
     "PlackettLuce",
     "PreferenceLoss",
     "Regression",
     "RewardLoss",
+    "RobustDPO",
     "SFTLoss",
+    "SPPOHard",
+    "SigmoidNorm",
+    "SimPO",
 ]
