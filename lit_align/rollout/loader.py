@@ -1,0 +1,154 @@
+"""From prompts to training batches: a loader that samples, and then serves what was sampled in minibatches.
+
+Lightning's loop stays the only one. It asks for the next batch; when the last rollout is used up, the loader collects the next,
+so `training_step` is only the loss, and clipping, accumulation, schedules and checkpoints work as the Trainer documents them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_align.data.collate import padded
+from lit_align.groups import GroupBatch, TokenGroup
+
+
+class PromptLoader(Protocol):
+    """What is wrapped: a sized loader that knows where it stands."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def position(self) -> dict[str, Any]: ...
+    def set_position(self, position: dict[str, Any]) -> None: ...
+
+
+class RolloutBatch:
+    """A minibatch of sampled responses, and what was known of their tokens when they were sampled.
+
+    A plain class for the reason given in `GroupBatch`.
+
+    Args:
+        batch: The prompts and responses.
+        tokens: For each name, one value a response token, `(M,)`.
+    """
+
+    def __init__(self, batch: GroupBatch, tokens: dict[str, Tensor]) -> None:
+        self.batch = batch
+        self.tokens = tokens
+
+    @property
+    def is_filler(self) -> bool:
+        """As in `GroupBatch`."""
+        return self.batch.is_filler
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RolloutBatch:
+        """The minibatch on another device."""
+        tokens = {name: value.to(device, non_blocking=non_blocking) for name, value in self.tokens.items()}
+        return RolloutBatch(self.batch.to(device, non_blocking), tokens)
+
+
+class Rollout:
+    """The responses to one batch of prompts, with their token values, on the CPU.
+
+    Args:
+        groups: The sampled groups.
+        tokens: For each name, one value a response token, in the order of the groups, `(M,)`.
+        pad_id: Token that fills minibatches.
+        is_filler: As in `GroupBatch`.
+    """
+
+    def __init__(
+        self, groups: Sequence[TokenGroup], tokens: dict[str, Tensor], pad_id: int, is_filler: bool = False
+    ) -> None:
+        self.groups = list(groups)
+        self.tokens = tokens
+        self.pad_id = pad_id
+        self.is_filler = is_filler
+
+    def minibatch(self, index: Sequence[int]) -> RolloutBatch:
+        """The groups of that index; without any, a filler, so that every rank has a batch."""
+        chosen = list(index) or [0]
+        batch = padded([self.groups[i] for i in chosen], self.pad_id)
+        batch.is_filler = self.is_filler or not index
+        sizes = [sum(map(len, group.responses)) for group in self.groups]
+        pieces = {name: value.split(sizes) for name, value in self.tokens.items()}
+        return RolloutBatch(batch, {name: torch.cat([piece[i] for i in chosen]) for name, piece in pieces.items()})
+
+    def state(self) -> dict[str, Any]:
+        """The rollout in types that `torch.load(weights_only=True)` takes."""
+        groups = [[list(g.prompt), [list(r) for r in g.responses], g.row] for g in self.groups]
+        return {"groups": groups, "tokens": self.tokens, "pad_id": self.pad_id, "is_filler": self.is_filler}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Rollout:
+        """The rollout that `state` described."""
+        groups = [TokenGroup(prompt, responses, row=row) for prompt, responses, row in state["groups"]]
+        return cls(groups, state["tokens"], state["pad_id"], state["is_filler"])
+
+
+class RolloutLoader:
+    """Collects a rollout from each batch of prompts and serves it `inner_epochs` times in shuffled minibatches.
+
+    It is sized, because Lightning fetches an unsized loader one batch ahead, so that a rollout would come from the policy
+    before its last update; and its position holds the rollout in use, so that a run resumes in the middle of an update.
+
+    Args:
+        prompts: The loader of prompts.
+        collect: Makes a rollout of one batch of prompts, with the policy as it is now.
+        inner_epochs: How often each response is trained on.
+        minibatches: Into how many batches a rollout is cut. Each is a batch to Lightning, so with `accumulate_grad_batches=1`
+            each is an optimiser step.
+    """
+
+    def __init__(
+        self, prompts: PromptLoader, collect: Callable[[Any], Rollout], inner_epochs: int, minibatches: int
+    ) -> None:
+        self.prompts = prompts
+        self.collect = collect
+        self.inner_epochs = inner_epochs
+        self.minibatches = minibatches
+        self._served = 0
+        self._rollout: Rollout | None = None
+        self._plan: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.inner_epochs * self.minibatches
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        if not self._plan and self._served >= len(self.prompts):
+            self._served = 0
+        source: Iterator[Any] | None = None
+        while True:
+            if not self._plan:
+                if self._served >= len(self.prompts):
+                    return
+                # Not before it is needed: the prompts' own epoch ends when their loader is asked again after its last batch.
+                source = source or iter(self.prompts)
+                self._rollout = self.collect(next(source))
+                self._served += 1
+                self._plan = self._cut(len(self._rollout.groups))
+            assert self._rollout is not None
+            yield self._rollout.minibatch(self._plan.pop(0))
+
+    def stop_update(self) -> None:
+        """Drops what is left of the rollout in use; the next batch comes from a new one."""
+        self._plan = []
+
+    def position(self) -> dict[str, Any]:
+        """Where the loader stands, with the rollout it is serving."""
+        rollout = self._rollout.state() if self._rollout is not None and self._plan else None
+        return {"prompts": self.prompts.position(), "served": self._served, "rollout": rollout, "plan": list(self._plan)}
+
+    def set_position(self, position: dict[str, Any]) -> None:
+        """Goes on from where `position` was."""
+        self.prompts.set_position(position["prompts"])
+        self._served = position["served"]
+        self._rollout = None if position["rollout"] is None else Rollout.from_state(position["rollout"])
+        self._plan = [list(index) for index in position["plan"]]
+
+    def _cut(self, n: int) -> list[list[int]]:
+        orders = [torch.randperm(n) for _ in range(self.inner_epochs)]
+        return [sorted(part.tolist()) for order in orders for part in order.tensor_split(self.minibatches)]
