@@ -109,10 +109,10 @@ def run_function(file: Path, arguments: list[str]) -> int:
     """Runs a command of `lit_align/commands/`."""
     from jsonargparse import auto_cli
 
-    from lit_align.cli_errors import CommandParser
+    from lit_align.cli_errors import ShortErrors
 
     function: Callable[..., None] = getattr(importlib.import_module(f"lit_align.commands.{file.stem}"), file.stem)
-    auto_cli(function, args=arguments, parser_class=CommandParser, prog=f"lit-align {file.stem}")
+    auto_cli(function, args=arguments, parser_class=ShortErrors, prog=f"lit-align {file.stem}")
     return 0
 
 
