@@ -1,0 +1,23 @@
+"""From rows to batches: the DataModules, and what they are made of."""
+
+from lit_align.data.collate import padded
+from lit_align.data.encoding import Encoder, Lengths
+from lit_align.data.loader import GroupLoader, Position
+from lit_align.data.modules import GroupDataModule, PreferenceData, RankingData, SFTData
+from lit_align.data.rows import read_groups
+from lit_align.data.token_groups import Fingerprint, TokenGroups
+
+__all__ = [
+    "Encoder",
+    "Fingerprint",
+    "GroupDataModule",
+    "GroupLoader",
+    "Lengths",
+    "Position",
+    "PreferenceData",
+    "RankingData",
+    "SFTData",
+    "TokenGroups",
+    "padded",
+    "read_groups",
+]

@@ -1,0 +1,128 @@
+"""A loader whose order is a function of (seed, epoch) and which can go on from any batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from lit_align.data.token_groups import TokenGroups
+from lit_align.groups import GroupBatch, TokenGroup
+
+
+class Position(NamedTuple):
+    """Where a loader stands, the same on every rank.
+
+    Args:
+        epoch: Whole passes over the data that are behind it.
+        batch: Batches of the current pass that are behind it, on each rank.
+    """
+
+    epoch: int
+    batch: int
+
+
+class GroupLoader:
+    """Batches of groups, an equal number on every rank, each group in one of them.
+
+    Shuffled, it is an endless stream of epochs, each in its own order: `iter()` serves the next `len()` batches from where
+    the last one stopped, so that a training epoch cut short by `limit_train_batches` does not cost the rest of the data. In
+    order (validation), each `iter()` starts with the first row.
+
+    Batch i of an epoch is, over all ranks together, the i-th `batch_size * world` groups of the epoch's order: two ranks
+    with batches of b train on the same groups as one rank with 2b. The last one is shared out as evenly as it can be; a rank
+    that is left without a group gets a copy of one in a batch that says `is_filler`.
+
+    It is no DataLoader, so that Lightning injects no sampler, and it has no `state_dict`, so that Lightning, which would
+    restore the state of rank 0 on every rank and lose it at the end of an epoch, leaves its position to the DataModule.
+
+    Args:
+        groups: The data set.
+        batch_size: Groups in a batch of one rank.
+        collate: Makes a batch of groups; it runs in the worker processes.
+        shuffle: Whether the order is drawn anew for each epoch.
+        seed: Of the order.
+        rank: Of this process.
+        world: Number of ranks.
+        num_workers: Processes that collate; 0 for none.
+        pin_memory: Whether batches lie in page-locked memory.
+    """
+
+    def __init__(
+        self,
+        groups: TokenGroups,
+        batch_size: int,
+        collate: Callable[[list[TokenGroup]], GroupBatch],
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world or not len(groups):
+            raise ValueError(f"{len(groups)} groups in batches of {batch_size} for rank {rank} of {world}.")
+        self.groups = groups
+        self.batch_size = batch_size
+        self.collate = collate
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._served = 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.groups) / (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[GroupBatch]:
+        # A generator, so nothing happens before the first batch is asked for: Lightning calls iter() more often than that.
+        first = self._served if self.shuffle else 0
+        batches = DataLoader(
+            self.groups,
+            batch_sampler=self._batches(first),
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            # Else DataLoader would draw its workers' seeds from the global generator, which the run's results depend on.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        for number, batch in enumerate(batches, start=first):
+            batch.is_filler = self._share(number)[1] == 0
+            self._served = number + 1
+            yield batch
+
+    def position(self) -> Position:
+        """The batch that comes next."""
+        return Position(*divmod(self._served, len(self)))
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """The next `iter()` begins with this batch, or with the next epoch if this one has no such batch."""
+        self._served = epoch * len(self) + min(batch, len(self))
+
+    def _batches(self, first: int) -> Iterator[list[int]]:
+        """The rows of the next `len(self)` batches of this rank."""
+        epoch = -1
+        for number in range(first, first + len(self)):
+            if epoch != number // len(self):
+                epoch = number // len(self)
+                order = self._order(epoch)
+            start, size = self._share(number)
+            yield order[start : start + size].tolist() or order[:1].tolist()
+
+    def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        if not self.shuffle:
+            return np.arange(len(self.groups))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))
+
+    def _share(self, number: int) -> tuple[int, int]:
+        """Where this rank's part of a batch begins in the epoch's order, and how many groups it has."""
+        begin = number % len(self) * self.batch_size * self.world
+        share, extra = divmod(min(self.batch_size * self.world, len(self.groups) - begin), self.world)
+        return begin + self.rank * share + min(self.rank, extra), share + (self.rank < extra)

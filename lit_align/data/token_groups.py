@@ -1,0 +1,117 @@
+"""Encoded rows, held as a few flat arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from lit_align.groups import Group, TokenGroup
+
+
+class Fingerprint(NamedTuple):
+    """What tells one encoded data set from another.
+
+    Args:
+        rows: Number of groups.
+        text: Hash of the groups as text: what the rows say, in order.
+        tokens: Hash of the encoded groups, so also of tokenizer, chat template and lengths.
+    """
+
+    rows: int
+    text: str
+    tokens: str
+
+
+class TokenGroups(Dataset[TokenGroup]):
+    """A data set of `TokenGroup`s in flat arrays: token ids one behind the other, with offsets.
+
+    Flat arrays and not an Arrow table of `datasets`: a batch of 64 pairs of about 175-token sequences is fetched in 0.6 ms
+    instead of 1.0 ms (one core), nothing is written to a cache on disk, and the workers of a DataLoader share the memory,
+    because there are no Python objects in it whose reference counts would have it copied.
+
+    Args:
+        groups: Groups as text, each with its encoding. All have scores or none has; the same for labels.
+    """
+
+    def __init__(self, groups: Iterable[tuple[Group, TokenGroup]]) -> None:
+        ids, lengths, sizes = array("i"), array("q"), array("q")
+        scores, labels, margins = array("d"), array("b"), array("d")
+        sources, source_lengths = bytearray(), array("q")
+        text = hashlib.blake2b(digest_size=16)
+        for group, tokens in groups:
+            for sequence in (tokens.prompt, *tokens.responses):
+                ids.extend(sequence)
+                lengths.append(len(sequence))
+            sizes.append(len(tokens.responses))
+            scores.extend(tokens.scores or ())
+            labels.extend(tokens.labels or ())
+            margins.append(tokens.margin)
+            source = group.source.encode()
+            sources += source
+            source_lengths.append(len(source))
+            text.update(repr((group.prompt, group.responses, group.scores, group.labels, group.margin)).encode())
+        self._ids = np.array(ids, dtype=np.int32)
+        self._id_offsets = _offsets(lengths)
+        self._response_offsets = _offsets(sizes)
+        self._scores = _for_all(np.array(scores, dtype=np.float64), self.n_responses, "scores")
+        self._labels = _for_all(np.array(labels, dtype=np.bool_), self.n_responses, "labels")
+        self._margins = np.array(margins, dtype=np.float64)
+        self._sources = bytes(sources)
+        self._source_offsets = _offsets(source_lengths)
+        self._text = text.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._margins)
+
+    @property
+    def n_responses(self) -> int:
+        """Number of responses in all groups."""
+        return int(self._response_offsets[-1])
+
+    def __getitem__(self, row: int) -> TokenGroup:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        first, last = (int(offset) for offset in self._response_offsets[row : row + 2])
+        # Each group before this one has a prompt in `_ids` besides its responses.
+        cuts = self._id_offsets[first + row : last + row + 2].tolist()
+        prompt, *responses = (self._ids[a:b].tolist() for a, b in pairwise(cuts))
+        return TokenGroup(
+            prompt,
+            responses,
+            None if self._scores is None else self._scores[first:last].tolist(),
+            None if self._labels is None else self._labels[first:last].tolist(),
+            float(self._margins[row]),
+            row,
+        )
+
+    def source(self, row: int) -> str:
+        """Where a row came from: "rows.jsonl, row 12"."""
+        first, last = self._source_offsets[row : row + 2]
+        return self._sources[first:last].decode()
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What these rows are, encoded as they are."""
+        tokens = hashlib.blake2b(digest_size=16)
+        for values in (self._ids, self._id_offsets, self._response_offsets, self._scores, self._labels, self._margins):
+            tokens.update(b"-" if values is None else values.tobytes())
+        return Fingerprint(len(self), self._text, tokens.hexdigest())
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Where each of the pieces begins, and where the last one ends."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
+
+
+def _for_all(values: NDArray[Any], n_responses: int, what: str) -> NDArray[Any] | None:
+    if len(values) not in (0, n_responses):
+        raise ValueError(f"Some groups have {what} and others have none.")
+    return values if len(values) else None
