@@ -1,9 +1,10 @@
 """From rows to batches: the DataModules, and what they are made of."""
 
+from lit_align.data.base import GroupDataModule
 from lit_align.data.collate import padded
 from lit_align.data.encoding import Encoder, Lengths
-from lit_align.data.loader import GroupLoader, Position
-from lit_align.data.modules import GroupDataModule, PreferenceData, RankingData, SFTData
+from lit_align.data.loader import GroupLoader
+from lit_align.data.modules import PreferenceData, RankingData, SFTData
 from lit_align.data.rows import read_groups
 from lit_align.data.token_groups import Fingerprint, TokenGroups
 
@@ -13,7 +14,6 @@ __all__ = [
     "GroupDataModule",
     "GroupLoader",
     "Lengths",
-    "Position",
     "PreferenceData",
     "RankingData",
     "SFTData",

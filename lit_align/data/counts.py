@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lit_align.data.schema import RowError
+from lit_align.data.row_reader import RowError
 
 OnBadRow = Literal["raise", "skip"]
 

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.counts import Counts
-from lit_align.data.schema import RowError
+from lit_align.data.row_reader import RowError
 from lit_align.errors import UserError
 from lit_align.groups import Group, Message, TokenGroup
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,18 +11,6 @@ from torch.utils.data import DataLoader
 
 from lit_align.data.token_groups import TokenGroups
 from lit_align.groups import GroupBatch, TokenGroup
-
-
-class Position(NamedTuple):
-    """Where a loader stands, the same on every rank.
-
-    Args:
-        epoch: Whole passes over the data that are behind it.
-        batch: Batches of the current pass that are behind it, on each rank.
-    """
-
-    epoch: int
-    batch: int
 
 
 class GroupLoader:
@@ -98,13 +85,14 @@ class GroupLoader:
             self._served = number + 1
             yield batch
 
-    def position(self) -> Position:
-        """The batch that comes next."""
-        return Position(*divmod(self._served, len(self)))
+    def position(self) -> dict[str, int]:
+        """The batch that comes next, the same on every rank: `epoch`s and `batch`es of the current one that are past."""
+        epoch, batch = divmod(self._served, len(self))
+        return {"epoch": epoch, "batch": batch}
 
-    def set_position(self, epoch: int, batch: int) -> None:
+    def set_position(self, position: Mapping[str, int]) -> None:
         """The next `iter()` begins with this batch, or with the next epoch if this one has no such batch."""
-        self._served = epoch * len(self) + min(batch, len(self))
+        self._served = position["epoch"] * len(self) + min(position["batch"], len(self))
 
     def _batches(self, first: int) -> Iterator[list[int]]:
         """The rows of the next `len(self)` batches of this rank."""

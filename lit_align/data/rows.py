@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_align.data.counts import Counts
-from lit_align.data.schema import RowError, read_group
+from lit_align.data.row_reader import RowError
+from lit_align.data.schema import read_group
 from lit_align.errors import UserError
 from lit_align.groups import Group
 

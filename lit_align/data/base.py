@@ -1,0 +1,287 @@
+"""The base of the DataModules: from names of data sets to loaders, with a position that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedTokenizerBase
+
+from lit_align.data.collate import padded
+from lit_align.data.counts import Counts, OnBadRow
+from lit_align.data.encoding import Encoder, Lengths, TooLong
+from lit_align.data.loader import GroupLoader
+from lit_align.data.row_reader import RowError
+from lit_align.data.rows import is_hub_name, load_from_hub, read_groups
+from lit_align.data.token_groups import TokenGroups
+from lit_align.errors import UserError
+from lit_align.groups import Group
+from lit_align.models import ModelConfig, load_tokenizer
+from lit_align.runtime import gather_per_rank
+
+T = TypeVar("T")
+
+EMBEDDED = "mini_instruct"
+EMBEDDED_ROWS = {"train": 10_000, "val": 1_000}
+PROGRESS_SECONDS = 10.0
+
+
+class Positioned(Protocol):
+    """A loader that knows where it stands."""
+
+    def position(self) -> Any:
+        """Where it stands, in types that `torch.load(weights_only=True)` takes."""
+
+    def set_position(self, position: Any) -> None:
+        """Goes on from where `position` was."""
+
+
+class GroupDataModule(LightningDataModule, ABC):
+    """Rows of one kind, encoded with the tokenizer of the module that is trained.
+
+    Args:
+        train: Rows to train on: a `.jsonl`, `.json` or `.parquet` file, a folder that `datasets` saved, a hub name, or
+            `mini_instruct`, the embedded task; a split as in `name:train`. Several, as a list, are read one after the other.
+        val: Rows to validate on.
+        batch_size: Prompts in a batch, on each device.
+        val_batch_size: The same for validation. `batch_size` if not given.
+        seed: Of the order of the training rows, and of the rows that `mini_instruct` draws.
+        max_rows: Only so many of the training rows, from the first on. `mini_instruct` draws so many (10,000 if not given).
+        max_length: Tokens of a prompt and any one of its responses together.
+        max_prompt_length: Tokens of a prompt. If not given, a prompt is cut only where it and its longest response exceed
+            `max_length` together, and keeps at least half of that.
+        too_long: What happens to longer ones: `cut` the beginning of prompts and the end of responses, `drop` the row, or
+            `raise`.
+        on_bad_row: `raise` stops at the first row that is malformed, `skip` leaves it out and reports how many there were.
+        columns: Names for rows whose columns go by others: `{prompt: question, completion: answer}`.
+        num_workers: Processes that put batches together.
+        tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
+    """
+
+    kind: ClassVar[Literal["sft", "preference", "ranking"]]
+    """Which rows of `mini_instruct` these are."""
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | None = None,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        seed: int = 0,
+        max_rows: int | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        too_long: TooLong = "cut",
+        on_bad_row: OnBadRow = "raise",
+        columns: dict[str, str] | None = None,
+        num_workers: int = 0,
+        tokenizer: str | None = None,
+    ) -> None:
+        super().__init__()
+        if val is None and val_batch_size is not None:
+            raise UserError("val_batch_size has no effect without val: name rows to validate on, or leave it out.")
+        for name, size in {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_rows": max_rows}.items():
+            if size is not None and size < 1:
+                raise UserError(f"{name} must be at least 1, got {size}.")
+        self.names = {"train": [train] if isinstance(train, str) else train, "val": [] if val is None else [val]}
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size
+        self.seed = seed
+        self.max_rows = max_rows
+        self.lengths = Lengths(max_length, max_prompt_length, too_long)
+        self.on_bad_row: OnBadRow = on_bad_row
+        self.columns = columns
+        self.num_workers = num_workers
+        self.tokenizer = tokenizer
+        self._encoded: dict[str, TokenGroups] = {}
+        self._encoder_tokenizer: PreTrainedTokenizerBase | None = None
+        self._own_tokenizer: PreTrainedTokenizerBase | None = None
+        self._rows: GroupLoader | None = None
+        self._positioned: Positioned | None = None
+        self._restored: dict[str, Any] = {}
+
+    @abstractmethod
+    def accept(self, group: Group) -> Group | None:
+        """A row as this kind of data has it, or None for one that teaches nothing because its responses tie.
+
+        Raises:
+            RowError: It is no such row.
+        """
+
+    def prepare_data(self) -> None:
+        """Downloads what is on the hub, once on each machine."""
+        for name in self.names["train"] + self.names["val"]:
+            if name != EMBEDDED and is_hub_name(name):
+                load_from_hub(name)
+
+    def setup(self, stage: str) -> None:
+        """Reads and encodes the rows that `stage` needs.
+
+        Raises:
+            UserError: There are no such rows, a bad one among them, none left, or no tokenizer.
+        """
+        tokenizer = self._find_tokenizer()
+        if tokenizer is not self._encoder_tokenizer:
+            self._encoded, self._encoder_tokenizer = {}, tokenizer
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ()):
+            if self.names[split] and split not in self._encoded:
+                self._encoded[split] = self._encode(cast("Literal['train', 'val']", split), tokenizer)
+        if stage == "fit" and (self.trainer is None or self.trainer.global_step == 0):
+            # Another Trainer starts from the beginning; a checkpoint, if there is one, is restored after this.
+            self._rows, self._positioned, self._restored = None, None, {}
+
+    def train_dataloader(self) -> Any:
+        """The training batches, from where the last loader or the checkpoint stopped, wrapped as the method wants them."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        rows = self._make_loader("train", self.batch_size, shuffle=not overfit)
+        wrap = getattr(self.trainer and self.trainer.lightning_module, "train_loader", None)
+        loader = rows if wrap is None else wrap(rows)
+        # A wrapper that reads ahead, as a rollout does, has a position of its own.
+        positioned = loader if hasattr(loader, "set_position") else rows
+        if self._positioned is not None:
+            positioned.set_position(self._positioned.position())
+        self._rows, self._positioned = rows, positioned
+        if self._restored:
+            self._restore(rows, positioned)
+        return loader
+
+    def val_dataloader(self) -> Any:
+        """The validation batches, in order; none without `val`."""
+        if not self.names["val"]:
+            return []
+        return self._make_loader("val", self.val_batch_size or self.batch_size, shuffle=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands on every rank, and in which data. Every rank has to call."""
+        if self._rows is None or self._positioned is None:
+            return self._restored
+        return {"data": self._identity(self._rows), "positions": gather_per_rank(self._positioned.position())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there, now or as soon as there is a loader.
+
+        Raises:
+            UserError: The data, their order, or the size of a batch over all ranks changed; the message says what.
+        """
+        self._restored = state_dict
+        if self._rows is not None and self._positioned is not None:
+            self._restore(self._rows, self._positioned)
+
+    def _restore(self, rows: GroupLoader, positioned: Positioned) -> None:
+        state, self._restored = self._restored, {}
+        then, now = state["data"], self._identity(rows)
+        changed = [f"{what} ({then[what]} then, {now[what]} now)" for what in now if then[what] != now[what]]
+        if changed:
+            raise UserError(
+                f"The checkpoint was saved on other data, so its place in them means nothing. Changed: {', '.join(changed)}. "
+                "Train on what it was trained on, or start a new run from its model."
+            )
+        positions = state["positions"]
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(positions) != world and positioned is not rows:
+            raise UserError(
+                f"The checkpoint holds what each of {len(positions)} ranks was doing, and now there are {world}."
+            )
+        positioned.set_position(positions[rank if len(positions) == world else 0])
+
+    def _identity(self, loader: GroupLoader) -> dict[str, Any]:
+        """What a position refers to; the names are read by people."""
+        rows = loader.groups.fingerprint
+        return {
+            "number of rows": rows.rows,
+            "hash of the rows' text": rows.text,
+            "hash of the rows as encoded by tokenizer, template and lengths": rows.tokens,
+            "data.seed": self.seed,
+            "prompts in a batch over all ranks": loader.batch_size * loader.world,
+        }
+
+    def _make_loader(self, split: str, batch_size: int, shuffle: bool) -> GroupLoader:
+        if split not in self._encoded:
+            raise UserError(f"The {split} rows are not read yet: call setup first, as the Trainer does.")
+        assert self._encoder_tokenizer is not None
+        tokenizer = self._encoder_tokenizer
+        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
+        return GroupLoader(
+            self._encoded[split],
+            batch_size,
+            partial(padded, pad_id=pad_id),
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=ranks["rank"],
+            world=ranks["num_replicas"],
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
+        )
+
+    def _find_tokenizer(self) -> PreTrainedTokenizerBase:
+        module = self.trainer and self.trainer.lightning_module
+        of_module = getattr(module, "tokenizer", None)
+        if self.tokenizer is None:
+            if of_module is None:
+                raise UserError(
+                    f"{type(module).__name__} has no attribute `tokenizer`; give it one, or set data.tokenizer."
+                    if module
+                    else "Without a Trainer, data.tokenizer has to say which tokenizer encodes the rows."
+                )
+            return cast("PreTrainedTokenizerBase", of_module)
+        if of_module is not None:
+            raise UserError(
+                f"{type(module).__name__} brings its own tokenizer, so data.tokenizer ({self.tokenizer!r}) would have no "
+                "effect: leave it out."
+            )
+        if self._own_tokenizer is None:
+            self._own_tokenizer = load_tokenizer(ModelConfig(path=self.tokenizer, init="random"))
+        return self._own_tokenizer
+
+    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
+        counts = Counts(self.on_bad_row)
+        groups = self._accepted(self._read(split, counts), counts)
+        encoded = TokenGroups(_noted(Encoder(tokenizer, self.lengths, counts).encode(groups), split))
+        names = ", ".join(self.names[split])
+        if not len(encoded):
+            raise UserError(f"data.{split}: no row of {names} can be used: {counts}")
+        rank_zero_info(f"data.{split}: {names}: {counts}")
+        return encoded
+
+    def _read(self, split: Literal["train", "val"], counts: Counts) -> Iterator[Group]:
+        limit = self.max_rows if split == "train" else None
+        for name in self.names[split]:
+            if name == EMBEDDED:
+                from lit_align.data.mini_instruct import groups
+
+                read = iter(groups(self.kind, limit or EMBEDDED_ROWS[split], self.seed, split))
+            else:
+                read = read_groups(name, counts, self.columns)
+            for group in islice(read, limit):
+                yield group
+                limit = None if limit is None else limit - 1
+
+    def _accepted(self, groups: Iterable[Group], counts: Counts) -> Iterator[Group]:
+        for group in groups:
+            try:
+                accepted = self.accept(group)
+            except RowError as error:
+                counts.bad_row(error)
+                continue
+            if accepted is None:
+                counts.ties += 1
+            else:
+                yield accepted
+
+
+def _noted(rows: Iterable[T], split: str) -> Iterator[T]:
+    """The rows, with a line in the log now and then where there are many."""
+    last = time.monotonic()
+    for number, row in enumerate(rows):
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            rank_zero_info(f"data.{split}: {number:,} rows encoded so far")
+        yield row
