@@ -61,7 +61,7 @@ class PairLogps(NamedTuple):
         return chosen / self.chosen_length, rejected / self.rejected_length
 
     def mean_logps(self) -> tuple[Tensor, Tensor]:
-        """Log pi(w) / |w| and log pi(l) / |l|: the policy's log-probabilities per token, nats, `(P,)` each."""
+        """The policy's log-probabilities per token, log pi(w) / |w| and log pi(l) / |l|, nats, `(P,)` each."""
         return self.chosen / self.chosen_length, self.rejected / self.rejected_length
 
     def margin(self) -> Tensor:
@@ -217,7 +217,7 @@ class SigmoidNorm(PreferenceLoss):
         return -F.logsigmoid(self.beta * (chosen - rejected))
 
     def unscaled_rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """H per token, `(P,)` each."""
+        """As `PreferenceLoss.unscaled_rewards`, per token."""
         return pairs.mean_log_ratios()
 
 

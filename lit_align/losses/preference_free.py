@@ -38,7 +38,7 @@ class SimPO(PreferenceLoss):
         return -F.logsigmoid(self.beta * (chosen - rejected) - self.gamma)  # eq. 6
 
     def unscaled_rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """Log pi per token, `(P,)` each."""
+        """The log-probabilities per token, `(P,)` each."""
         return pairs.mean_logps()
 
 
@@ -68,7 +68,7 @@ class CPO(PreferenceLoss):
         return -F.logsigmoid(self.beta * (pairs.chosen - pairs.rejected)) + self.nll_weight * nll
 
     def unscaled_rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """Log pi, summed, `(P,)` each."""
+        """The summed log-probabilities, `(P,)` each."""
         return pairs.chosen, pairs.rejected
 
 
@@ -77,7 +77,7 @@ class ORPO(PreferenceLoss):
     """Odds-ratio preference optimisation: `NLL(w) - beta log sigmoid(log odds(w) - log odds(l))` (2403.07691, eq. 6 and 7).
 
     With p = exp(log pi(y) / |y|), the geometric mean over tokens, odds = p / (1 - p) and NLL(w) = -log p(w).
-    It takes the place of SFT: start from a base model. A mean log-probability of 0 is taken as the largest negative float32.
+    It takes the place of SFT: start from a base model. Certainty (p = 1) is taken as float32's epsilon less, for finite odds.
 
     Args:
         beta: Weight of the odds-ratio term, lambda in the paper. Positive.
@@ -91,7 +91,7 @@ class ORPO(PreferenceLoss):
         return -chosen - self.beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))  # eq. 6
 
     def unscaled_rewards(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
-        """Log pi per token, `(P,)` each."""
+        """The log-probabilities per token, `(P,)` each."""
         return pairs.mean_logps()
 
 
