@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def enumerated_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enumeration:
     """`lit_align.exact.enumerate_policy` on this task: `logps` are `(8, 54240)`, rows as `PROMPTS`, columns as `responses()`.
 
-    Takes about 5 s for the packaged model on one CPU core.
+    A matter of seconds for the packaged model on one CPU core.
 
     Args:
         model: A causal language model; runs where its weights are.
