@@ -2,28 +2,180 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lit_align.data
-import lit_align.losses
-import lit_align.methods  # noqa: F401  short names in YAML are those of imported classes
+import lit_align.losses  # noqa: F401  short names in YAML are those of imported classes
 from lit_align.cli_errors import ShortErrors
+from lit_align.errors import UserError
+from lit_align.methods import AlignmentModule
+from lit_align.runtime import default_callbacks
+from lit_align.runtime.loggers import RunCSVLogger
+from lit_align.runtime.run_folder import RunFolder, fill_from_run, find_checkpoint
+
+SECRET = re.compile(r"(api_?key|password|secret|(access|auth|hf)_?token)$", re.IGNORECASE)
+OF_ONE_CALL = ("config", "ckpt_path", "overwrite", "weights_only")
+"""What a command was called with that is no part of the run's config."""
 
 
 class Parser(ShortErrors, LightningArgumentParser):
-    """LightningCLI's parser with short errors."""
+    """LightningCLI's parser with short errors, which takes for given what the run folder will fill in."""
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Checks a config as it will be once its open places are filled."""
+        filled = fill_from_run(namespace, "fit")
+        command = namespace.get("subcommand")
+        if isinstance(command, str) and isinstance(namespace.get(command), Namespace):
+            filled[command] = fill_from_run(namespace[command], command)
+        super().validate(filled, *args, **kwargs)
 
 
 class AlignmentCLI(LightningCLI):
-    """Builds model, data and Trainer from configs and arguments, and runs the Trainer's method."""
+    """Builds model, data and Trainer from configs and arguments, and runs the Trainer's method.
+
+    Raises:
+        UserError: Something that whoever started the run can put right; everything of that kind that the parser does not find.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            parser_class=Parser,
-            parser_kwargs={"prog": "lit-align"},
+            save_config_callback=SaveRun,
             seed_everything_default=42,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit-align", "allow_abbrev": False},
             auto_configure_optimizers=False,
         )
 
+    @property
+    def run_folder(self) -> RunFolder | None:
+        """The run folder, None where no `run` is given."""
+        path = self._get(self.config, "run")
+        return None if path is None else RunFolder(Path(path))
+
+    @property
+    def writes_run(self) -> bool:
+        """True where this command fills a run folder: `fit`, unless it is a dry run."""
+        return self.subcommand == "fit" and not self._get(self.config, "trainer.fast_dev_run")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what a run folder needs."""
+        parser.add_argument("--run", type=Path | None, default=None, help="The run's folder: runs/<group>/<name>.")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="fit only: replace the run that the folder holds."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what cannot go well before a model is loaded, and fills in what the config left open."""
+        run, command = self.run_folder, str(self.subcommand)
+        config = self.config[command]
+        ckpt_path, overwrite = config.get("ckpt_path"), config.get("overwrite")
+        if run is None and self.writes_run:
+            raise UserError("A run needs a folder: add `run: runs/<group>/<name>` to the config, or `--run`.")
+        if overwrite and not self.writes_run:
+            raise UserError("`--overwrite` replaces a run, and nothing is written here: leave it out.")
+        if overwrite and ckpt_path is not None:
+            raise UserError("`--overwrite` removes the run that `--ckpt_path` would continue: give one of them.")
+        self.save_config_callback = None
+        if run is not None and self.writes_run:
+            if ckpt_path is None and not overwrite:
+                rank_zero_only(run.check_free)()
+            self.save_config_callback = SaveRun
+            self.save_config_kwargs = {"as_given": config.clone(), "run": run}
+        self.config[command] = fill_from_run(config, command)
+        if ckpt_path is not None:
+            self.config[command]["ckpt_path"] = find_checkpoint(ckpt_path, run)
+        self.parser.add_instantiator(self._build, object)
+
+    def instantiate_classes(self) -> None:
+        """Builds everything; an error in a constructor is raised as it was, and not as jsonargparse's report of it."""
+        self._failed: Exception | None = None
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            cause: BaseException = self._failed or error
+            while cause.__cause__ is not None and str(cause).startswith("Does not validate"):
+                cause = cause.__cause__
+            raise cause from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds what every run needs; our own modules bring it along."""
+        if not isinstance(self.model, AlignmentModule):
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": default_callbacks()}
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Removes the run that this one replaces, now that nothing can be mistyped any more."""
+        if self._get(self.config, "overwrite") and self.run_folder is not None:
+            rank_zero_only(self.run_folder.clear)()
+
+    def after_fit(self) -> None:
+        """Says where the run is, and what to do next."""
+        if self.run_folder is not None and self.writes_run and self.trainer.is_global_zero:
+            path = self.run_folder.path
+            print(f"The run is in {path}. See it beside its group: lit-align compare {path.parent}")  # noqa: T201
+
+    def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return class_type(*args, **kwargs)
+        except Exception as error:
+            self._failed = error
+            raise
+
     def _parse_ckpt_path(self) -> None:
-        """Leaves the config alone: Lightning would let the checkpoint's hyper-parameters override YAML and command line."""
+        """Leaves the config alone: Lightning would let a checkpoint's hyper-parameters override YAML and command line."""
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes the config into the run folder and to the loggers, and exports the model once training is through.
+
+    Args:
+        parser: The parser of `fit`.
+        config: The config as it was instantiated.
+        as_given: The config as files and command line gave it: with another `run`, it makes the same run elsewhere.
+        run: The run folder.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, as_given: Namespace, run: RunFolder) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.as_given = as_given
+        self.run = run
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes `config.yaml`; called on rank 0 only."""
+        dumped = self.parser.dump(self.as_given, skip_none=False, format="yaml")
+        config = without_secrets(
+            {key: value for key, value in yaml.safe_load(dumped).items() if key not in OF_ONE_CALL}
+        )
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        self.run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets the numbers that a stopped run logged after the checkpoint that this one continues from."""
+        for logger in trainer.loggers:
+            if trainer.global_step > 0 and trainer.is_global_zero and isinstance(logger, RunCSVLogger):
+                logger.drop_from(trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exports the model, while its weights are still on their devices; every rank has to take part."""
+        export = getattr(pl_module, "export", None)
+        if callable(export):
+            export(self.run.model)
+
+
+def without_secrets(config: Any) -> Any:
+    """A config with asterisks where a key or password stands."""
+    if isinstance(config, dict):
+        return {
+            key: "***" if value and SECRET.search(str(key)) else without_secrets(value) for key, value in config.items()
+        }
+    return [without_secrets(value) for value in config] if isinstance(config, list) else config
