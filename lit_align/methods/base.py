@@ -158,7 +158,14 @@ class AlignmentModule(LightningModule, ABC):
                 self._val_metrics[name] = MeanMetric().to(self.device)
             metric = cast("MeanMetric", self._val_metrics[name])
             metric.update(values.detach().float(), weight=0.0 if batch.is_filler else 1.0)
-            self.log(f"val/{name}", metric, on_step=False, on_epoch=True, prog_bar=name in self.prog_bar)
+            self.log(
+                f"val/{name}",
+                metric,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name in self.prog_bar,
+                metric_attribute=f"_val_metrics.{name}",
+            )
         return output
 
     def configure_optimizers(self) -> Any:

@@ -140,7 +140,12 @@ class RolloutLoader:
     def position(self) -> dict[str, Any]:
         """Where the loader stands, with the rollout it is serving."""
         rollout = self._rollout.state() if self._rollout is not None and self._plan else None
-        return {"prompts": self.prompts.position(), "served": self._served, "rollout": rollout, "plan": list(self._plan)}
+        return {
+            "prompts": self.prompts.position(),
+            "served": self._served,
+            "rollout": rollout,
+            "plan": list(self._plan),
+        }
 
     def set_position(self, position: dict[str, Any]) -> None:
         """Goes on from where `position` was."""

@@ -7,6 +7,7 @@ DataModule's; this holds the generators of every rank.
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ class RandomState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes this rank's state, to be set once nothing before training can draw on it."""
+        # It is resumable: its position is in the DataModule's state, for every rank, where Lightning does not look.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         states = checkpoint.get("random_state", [])
         if len(states) == trainer.world_size:
             self._resumed = states[trainer.global_rank]
