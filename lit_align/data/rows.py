@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,9 @@ def _one_split(loaded: Any, name: str, split: str | None) -> Any:
 
 def _split_of(name: str) -> tuple[str, str | None]:
     """Name and split of "name:split"; no split without a colon."""
-    path, colon, split = name.rpartition(":")
-    return (path, split) if colon else (name, None)
+    # A split may be a slice or a sum, "train[:10%]+test"; a path may hold colons of its own.
+    found = re.fullmatch(r"(.+?):([\w\[\]:%+-]+)", name)
+    return (found[1], found[2]) if found else (name, None)
 
 
 def _looks_like_path(name: str) -> bool:

@@ -1,0 +1,167 @@
+"""Which rows are understood, and how the others are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_align.data.row_reader import RowError
+from lit_align.data.schema import read_group
+from lit_align.groups import Group, Message
+
+USER: Message = {"role": "user", "content": "why?"}
+SYSTEM: Message = {"role": "system", "content": ""}
+YES: Message = {"role": "assistant", "content": "yes"}
+NO: Message = {"role": "assistant", "content": "no"}
+HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
+
+ROWS: list[tuple[dict[str, Any], Group]] = [
+    ({"prompt": "p", "chosen": "c", "rejected": "r"}, Group("p", ("c", "r"), (1.0, 0.0))),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2}, Group("p", ("c", "r"), (1.0, 0.0), margin=2.0)),
+    (
+        {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 9, "score_rejected": 1, "margin": None},
+        Group("p", ("c", "r"), (1.0, 0.0)),
+    ),
+    ({"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": "no"}, Group([SYSTEM, USER], ("yes", "no"), (1.0, 0.0))),
+    ({"chosen": [USER, YES], "rejected": [USER, NO]}, Group([USER], ("yes", "no"), (1.0, 0.0))),
+    (
+        {"prompt": "why?", "chosen": [USER, YES], "rejected": [USER, NO], "messages": [USER, YES]},
+        Group([USER], ("yes", "no"), (1.0, 0.0)),
+    ),
+    ({"chosen": HH + " yes", "rejected": HH + " no"}, Group(HH, (" yes", " no"), (1.0, 0.0))),
+    (
+        {
+            "conversations": [{"from": "human", "value": "why?"}],
+            "chosen": {"from": "gpt", "value": "yes"},
+            "rejected": {"from": "gpt", "value": "no"},
+        },
+        Group([USER], ("yes", "no"), (1.0, 0.0)),
+    ),
+    (
+        {"prompt": "p", "responses": ["x", "y", "z"], "scores": [0.5, -1, 2]},
+        Group("p", ("x", "y", "z"), (0.5, -1.0, 2.0)),
+    ),
+    (
+        {"prompt": [USER], "responses": [[YES], "no", "hm"], "ranking": [1, 3, 1]},
+        Group([USER], ("yes", "no", "hm"), (-1.0, -3.0, -1.0)),
+    ),
+    (
+        {
+            "instruction": "why?",
+            "completions": [
+                {"response": "x", "fine-grained_score": 4.25, "overall_score": 80},
+                {"response": "y", "fine-grained_score": 3.0, "overall_score": 9},
+            ],
+        },
+        Group([USER], ("x", "y"), (4.25, 3.0)),
+    ),
+    ({"prompt": "p", "completion": "c"}, Group("p", ("c",))),
+    ({"prompt": "p", "completion": "c", "label": False}, Group("p", ("c",), labels=(False,))),
+    ({"messages": [USER, NO, USER, YES]}, Group([USER, NO, USER], ("yes",))),
+    ({"messages": [USER, YES], "label": True}, Group([USER], ("yes",), labels=(True,))),
+    (
+        {"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "yes"}]},
+        Group([USER], ("yes",)),
+    ),
+    (
+        {"instruction": "add", "input": "1 2", "output": "3"},
+        Group([{"role": "user", "content": "add\n1 2"}], ("3",)),
+    ),
+    ({"instruction": "add", "input": "", "output": "3"}, Group([{"role": "user", "content": "add"}], ("3",))),
+]
+
+
+@pytest.mark.parametrize(("row", "group"), ROWS, ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
+def test_rows_are_recognised_by_their_columns(row: dict[str, Any], group: Group) -> None:
+    assert read_group(row, "") == group
+
+
+BAD_ROWS: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"prompt": "p", "chosen": "", "rejected": "r"},
+        "chosen",
+        "a text that is not empty, found an empty text",
+    ),
+    ({"prompt": None, "chosen": "c", "rejected": "r"}, "prompt", "found nothing"),
+    ({"prompt": "p", "chosen": 3, "rejected": "r"}, "chosen", r"found 3 \(int\)"),
+    ({"prompt": "p", "chosen": [YES], "rejected": "r"}, "chosen", "a text, because the prompt is one and no chat"),
+    ({"prompt": [], "chosen": "c", "rejected": "r"}, "prompt", "a list of chat turns, found a list of 0"),
+    ({"prompt": [USER, YES], "chosen": "c", "rejected": "r"}, "prompt", "ends before the assistant's turn"),
+    ({"prompt": [USER], "chosen": [USER], "rejected": "r"}, "chosen", "one message of the assistant"),
+    ({"prompt": ["hi"], "chosen": "c", "rejected": "r"}, "prompt", "{role, content}"),
+    (
+        {"prompt": [{"role": "bot", "content": "x"}], "chosen": "c", "rejected": "r"},
+        "prompt",
+        "role out of system, .*'bot'",
+    ),
+    ({"prompt": [{"role": "user", "content": " "}], "chosen": "c", "rejected": "r"}, "prompt", "the user's turn"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": "big"}, "margin", "a finite number"),
+    (
+        {"prompt": "other", "chosen": [USER, YES], "rejected": [USER, NO]},
+        "chosen",
+        "with the prompt as one of its turns",
+    ),
+    ({"prompt": [SYSTEM], "chosen": [USER, YES], "rejected": [USER, NO]}, "chosen", "the turns of the prompt"),
+    ({"chosen": [USER, YES], "rejected": [SYSTEM, USER, NO]}, "rejected", "the same turns as in 'chosen'"),
+    ({"chosen": "yes", "rejected": "no"}, "chosen", "a dialogue"),
+    ({"chosen": HH, "rejected": HH + " no"}, "chosen", "a dialogue"),
+    ({"chosen": HH + " yes", "rejected": "\n\nAssistant: no"}, "rejected", "the same dialogue"),
+    ({"prompt": "p", "responses": "x", "scores": [1]}, "responses", "a list of responses"),
+    (
+        {"prompt": "p", "responses": ["x", "y"], "scores": [1]},
+        "scores",
+        "2 numbers, one for each response, found a list of 1",
+    ),
+    ({"prompt": "p", "responses": ["x", "y"], "scores": [1, math.nan]}, "scores", "a finite number, found nan"),
+    ({"prompt": "p", "responses": ["x", "y"], "scores": [1, True]}, "scores", r"found True \(bool\)"),
+    ({"prompt": "p", "responses": ["x", "y"], "ranking": [0, 1]}, "ranking", "1 the best"),
+    ({"prompt": "p", "responses": ["x", "y"], "ranking": [1, 1.5]}, "ranking", "whole numbers"),
+    ({"prompt": "p", "completion": "c", "label": 1}, "label", "true or false"),
+    ({"messages": [USER]}, "messages", "at least two chat turns"),
+    ({"messages": [YES, USER]}, "messages", "the last one the assistant's"),
+    ({"instruction": "i", "completions": ["x"]}, "completions", "fine-grained_score"),
+]
+
+
+@pytest.mark.parametrize(("row", "column", "message"), BAD_ROWS)
+def test_bad_values_are_refused_by_row_and_column(row: dict[str, Any], column: str, message: str) -> None:
+    with pytest.raises(RowError, match=rf"^rows\.jsonl, row 7, column '{column}': expected .*{message}"):
+        read_group(row, "rows.jsonl, row 7")
+
+
+def test_unknown_columns_are_refused_with_those_that_are_known() -> None:
+    with pytest.raises(
+        RowError, match=r"row 7: the columns question, answer make no known kind .*; prompt \+ completion"
+    ):
+        read_group({"question": "q", "answer": "a"}, "row 7")
+    with pytest.raises(RowError, match="row 7: expected an object with columns, found a list of 2"):
+        read_group(["q", "a"], "row 7")
+
+
+def test_scores_and_a_ranking_together_are_refused() -> None:
+    with pytest.raises(RowError, match="both 'scores' and 'ranking'"):
+        read_group({"prompt": "p", "responses": ["x", "y"], "scores": [1, 2], "ranking": [1, 2]}, "row 7")
+
+
+def test_a_column_map_names_columns_and_hides_the_others() -> None:
+    row = {"question": "q", "answer": "a", "chosen": "c", "rejected": "r", "prompt": "p"}
+    group = read_group(row, "", {"prompt": "question", "completion": "answer"})
+    assert group == Group("q", ("a",))
+    with pytest.raises(RowError, match=r"data\.columns names 'solution', the row has question, answer"):
+        read_group(row, "", {"prompt": "question", "completion": "solution"})
+
+
+def test_real_rows_load_as_they_are(shared_data: Path) -> None:
+    kinds = {"dpo_en_demo.json": (300, 2), "kto_en_demo.json": (300, 1), "alpaca_en_demo.json": (999, 1)}
+    for name, (count, k) in kinds.items():
+        rows = json.loads((shared_data / name).read_text())
+        groups = [read_group(row, f"row {number}") for number, row in enumerate(rows)]
+        assert len(groups) == count
+        assert all(len(group.responses) == k for group in groups)
+    labels = [row["label"] for row in json.loads((shared_data / "kto_en_demo.json").read_text())]
+    groups = [read_group(row, "") for row in json.loads((shared_data / "kto_en_demo.json").read_text())]
+    assert [group.labels for group in groups] == [(label,) for label in labels]
