@@ -280,11 +280,13 @@ class DPOP(PreferenceLoss):
 class DiscoPOP(PreferenceLoss):
     """Log-ratio modulated loss, found by a language model: `-(1 - m) log sigmoid(z) + m exp(-z)` (2406.08414, eq. 5).
 
-    Here z = beta D and m = sigmoid(z / tau). It is not convex.
+    Here z = beta D and m = sigmoid(z / tau). It is not convex: its slope at z = 0, where training starts, is
+    (1 - ln 2) / (4 tau) - 3/4, so that below tau = 0.102 a pair is first driven to a slightly negative margin (z = -0.12 at
+    the paper's 0.05).
 
     Args:
-        tau: Width of the change from the logistic to the exponential loss, in (0, 1], in units of the implicit reward.
-            Above 1 the exponential would win where z is very negative, and overflow.
+        tau: Width of the change from the logistic to the exponential loss, in (0, 1], in units of the implicit reward; the
+            paper's is 0.05. Above 1 the exponential would win where z is very negative, and overflow.
     """
 
     tau: float = 0.05
