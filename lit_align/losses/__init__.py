@@ -1,6 +1,9 @@
 """Losses as objects: pure maths on tensors, injected into the methods that minimise them."""
 
+from lit_align.losses.advantages import GAE, GRPO, RLOO, AdvantageEstimator, Advantages
+from lit_align.losses.kl import AdaptiveKL, FixedKL, KLController
 from lit_align.losses.kto import KTO, LabelLoss
+from lit_align.losses.ppo import PolicyLoss, PolicyLosses, PPOLoss
 from lit_align.losses.preference import (
     CDPO,
     DPO,
@@ -26,24 +29,35 @@ __all__ = [
     "CPO",
     "DPO",
     "DPOP",
+    "GAE",
+    "GRPO",
     "IPO",
     "KTO",
     "NLL",
     "ORPO",
     "RDPO",
+    "RLOO",
     "AOTUnpaired",
     "APODown",
     "APOZero",
+    "AdaptiveKL",
+    "AdvantageEstimator",
+    "Advantages",
     "BCOPair",
     "BradleyTerry",
     "DiscoPOP",
     "EXOPair",
+    "FixedKL",
     "Hinge",
+    "KLController",
     "KWise",
     "LabelLoss",
     "NCAPair",
+    "PPOLoss",
     "PairLogps",
     "PlackettLuce",
+    "PolicyLoss",
+    "PolicyLosses",
     "PreferenceLoss",
     "Regression",
     "RewardLoss",
