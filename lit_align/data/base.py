@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -91,6 +92,10 @@ class GroupDataModule(LightningDataModule, ABC):
             if size is not None and size < 1:
                 raise UserError(f"{name} must be at least 1, got {size}.")
         self.names = {"train": [train] if isinstance(train, str) else train, "val": [] if val is None else [val]}
+        if not self.names["train"]:
+            raise UserError("train names no rows.")
+        if columns is not None and {*self.names["train"], *self.names["val"]} == {EMBEDDED}:
+            raise UserError(f"columns has no effect on {EMBEDDED}: leave it out.")
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.seed = seed
@@ -127,6 +132,8 @@ class GroupDataModule(LightningDataModule, ABC):
         Raises:
             UserError: There are no such rows, a bad one among them, none left, or no tokenizer.
         """
+        if stage == "validate" and not self.names["val"]:
+            raise UserError("There is nothing to validate on: set data.val.")
         tokenizer = self._find_tokenizer()
         if tokenizer is not self._encoder_tokenizer:
             self._encoded, self._encoder_tokenizer = {}, tokenizer
@@ -155,6 +162,8 @@ class GroupDataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> Any:
         """The validation batches, in order; none without `val`."""
         if not self.names["val"]:
+            # Lightning has no quiet way of being told that there is nothing to validate on.
+            warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
             return []
         return self._make_loader("val", self.val_batch_size or self.batch_size, shuffle=False)
 
@@ -189,6 +198,8 @@ class GroupDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"The checkpoint holds what each of {len(positions)} ranks was doing, and now there are {world}."
             )
+        # Lightning looks for a state in the loader itself and would warn that it cannot go on from the middle of an epoch.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         positioned.set_position(positions[rank if len(positions) == world else 0])
 
     def _identity(self, loader: GroupLoader) -> dict[str, Any]:
