@@ -1,0 +1,46 @@
+"""`lit-align compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def compare(group: Path) -> None:
+    """Compare the runs of a group: a table, report.json and frontier.png.
+
+    Runs on mini_instruct are measured exactly: expected gold score, KL from the reference, the best that is possible at that
+    KL, win rate against the reference, a reward model's accuracy. Of other runs it shows what they logged last.
+
+    Args:
+        group: The folder that holds the runs, for example runs/quickstart.
+    """
+    import json
+
+    import torch
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    from lit_align.report import compare_exactly, read_group
+    from lit_align.report.show import draw_frontier, logged, print_metrics, print_table
+
+    disable_progress_bar()
+    torch.set_num_threads(1)  # models this small lose more to the threads' waiting for each other than they gain
+    console = Console()
+    runs = read_group(group)
+    with console.status("reading") as status:
+        comparison = compare_exactly(runs, lambda what: status.update(f"{what} (some seconds)"))
+    exact = [run for run in runs if run.trains_on_mini_instruct]
+    others = [run for run in runs if run not in exact]
+    if exact:
+        print_table(comparison, console)
+    if others:
+        print_metrics(others, console)
+    silent = [f"{run.name} has logged nothing yet." for run in others if not logged(run)]
+    for remark in comparison.remarks + silent:
+        console.print(f"Note: {remark}", highlight=False)
+    written = [group / "report.json"]
+    written[0].write_text(json.dumps(comparison.as_dict(), indent=2) + "\n", encoding="utf-8")
+    if comparison.frontier:
+        written.append(group / "frontier.png")
+        draw_frontier(comparison, written[-1])
+    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

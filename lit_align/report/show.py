@@ -1,0 +1,130 @@
+"""A comparison for people: a table in the terminal, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_align.report.exact import Comparison, Result
+from lit_align.report.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, FAINT, FRONTIER = "#1f2430", "#8a93a3", "#2f6fb0"
+COLORS = ("#d1495b", "#edae49", "#00798c", "#7b5ea7", "#3f8f4f", "#c2693f", "#4f6d7a")
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Prints the exact numbers, one row a run."""
+    table = Table(title="Exact, over every response to every prompt", title_justify="left")
+    table.add_column("run", style="bold")
+    table.add_column("method")
+    for title in ("gold", "KL, nats", "best gold at that KL", "efficiency", "win rate", "accuracy"):
+        table.add_column(title, justify="right")
+    for result in comparison.results:
+        table.add_row(
+            result.name,
+            result.method,
+            number(result.gold),
+            number(result.kl),
+            number(result.frontier_gold),
+            percent(result.efficiency),
+            percent(result.win_rate),
+            percent(result.accuracy),
+        )
+    console.print(table)
+    if comparison.best_accuracy is not None:
+        console.print(f"The best accuracy that any reward model can have is {comparison.best_accuracy:.1%}.")
+
+
+def print_metrics(runs: list[Run], console: Console) -> None:
+    """Prints the last value that each run logged of everything in validation; of training, where it did not validate."""
+    table = Table(title="Last logged", title_justify="left")
+    table.add_column("metric")
+    for run in runs:
+        table.add_column(f"{run.name} ({run.method})", justify="right")
+    columns = [logged(run) for run in runs]
+    for name in sorted({name for column in columns for name in column}):
+        table.add_row(name, *(number(column.get(name)) for column in columns))
+    console.print(table)
+
+
+def logged(run: Run) -> dict[str, float]:
+    """What is worth showing of a run's metrics."""
+    validated = {name: value for name, value in run.metrics.items() if name.startswith(("val/", "eval/"))}
+    return validated or {name: value for name, value in run.metrics.items() if name.startswith("train/")}
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash."""
+    return "–" if value is None else f"{value:.4g}" if abs(value) >= 1e4 else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """One decimal, or a dash."""
+    return "–" if value is None else f"{value:.1%}"
+
+
+def draw_frontier(comparison: Comparison, file: Path) -> None:
+    """Draws the runs against the frontier that no policy can cross.
+
+    Args:
+        comparison: With a frontier.
+        file: A .png.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    points = [result for result in comparison.results if result.kl is not None and result.gold is not None]
+    with mpl.rc_context({"font.size": 10, "font.family": "sans-serif", "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        _draw_curve(axes, comparison, points)
+        for index, result in enumerate(result for result in points if result.kl and result.kl > 1e-3):
+            _draw_run(axes, result, COLORS[index % len(COLORS)])
+        axes.set_xlabel("KL from the reference, nats")
+        axes.set_ylabel("expected gold score")
+        axes.set_title("Reward gained for distance travelled", loc="left", fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=FAINT, labelcolor=INK)
+        figure.savefig(file)
+
+
+def _draw_curve(axes: Axes, comparison: Comparison, points: list[Result]) -> None:
+    """The frontier from the reference on, what is out of reach above it, and the reference."""
+    assert comparison.reference_gold is not None
+    widest = max([1.0, *(result.kl or 0.0 for result in points)]) * 1.35
+    curve = [(0.0, comparison.reference_gold), *((point.kl, point.reward) for point in comparison.frontier)]
+    kl, gold = zip(*curve, strict=True)
+    ceiling = max(gold) + 0.25 * (max(gold) - comparison.reference_gold)
+    lowest = min([comparison.reference_gold, *(result.gold or 0.0 for result in points)])
+    axes.fill_between(kl, gold, ceiling, color=FRONTIER, alpha=0.07, linewidth=0)
+    axes.plot(kl, gold, color=FRONTIER, linewidth=2.2, zorder=2)
+    axes.plot(0, comparison.reference_gold, marker="D", markersize=8, color=INK, zorder=4, clip_on=False)
+    axes.annotate("reference", (0, comparison.reference_gold), (10, -4), textcoords="offset points", color=INK)
+    axes.text(0.98, 0.97, "no policy can be here", transform=axes.transAxes, ha="right", va="top", color=FRONTIER)
+    axes.set_xlim(0, widest)
+    axes.set_ylim(lowest - 0.12 * (ceiling - lowest), ceiling)
+    axes.grid(color=FAINT, alpha=0.2, linewidth=0.6)
+
+
+def _draw_run(axes: Axes, result: Result, color: str) -> None:
+    """One run, with the distance to the frontier at its KL."""
+    assert result.kl is not None
+    assert result.gold is not None
+    assert result.frontier_gold is not None
+    axes.vlines(result.kl, result.gold, result.frontier_gold, color=color, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+    axes.plot(result.kl, result.gold, marker="o", markersize=9, color=color, markeredgecolor="white", zorder=5)
+    share = "" if result.efficiency is None else f"  {result.efficiency:.0%}"
+    axes.annotate(
+        f"{result.name}{share}",
+        (result.kl, result.gold),
+        (9, -11),
+        textcoords="offset points",
+        color=color,
+        fontweight="bold",
+    )
