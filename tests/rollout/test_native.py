@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_align.data.collate import padded
 from lit_align.errors import UserError
+from lit_align.groups import TokenGroup
+from lit_align.models import response_logps
 from lit_align.models.sampling import Sampling
 from lit_align.rollout import NativeEngine, RolloutConfig
 
@@ -54,6 +57,22 @@ def test_logits_equal_the_full_forward_pass(tiny, family, attention):
         ids = responses[i][j].ids
         expected = full_logits(reference, PROMPTS[i] + ids)[len(PROMPTS[i]) - 1 : -1]
         torch.testing.assert_close(torch.stack([step[row] for step in steps]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_sampling_and_training_give_a_token_the_same_probability(tiny, family):
+    model, sampling = tiny(family), Sampling(temperature=0.8, top_k=6, top_p=0.95)
+    seen = record_logits(model)
+    torch.manual_seed(0)
+    prompts = sorted(PROMPTS, key=len)
+    responses = NativeEngine(model, RolloutConfig(8, sampling), ()).sample(prompts, 2)
+    steps = torch.stack([seen[0].repeat_interleave(2, dim=0), *seen[1:]], dim=1)
+    tokens = torch.tensor([r.ids for group in responses for r in group])
+    sampled = sampling.warp(steps).log_softmax(-1).gather(-1, tokens[..., None]).flatten()
+    groups = [TokenGroup(prompt, [r.ids for r in group]) for prompt, group in zip(prompts, responses, strict=True)]
+    with torch.no_grad():
+        trained = response_logps(model, padded(groups, 0), sampling)
+    torch.testing.assert_close((trained - sampled).exp(), torch.ones(80), atol=1e-4, rtol=0)
 
 
 def test_a_full_block_of_the_cache_is_followed_by_another(tiny, monkeypatch):
