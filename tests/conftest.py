@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
@@ -80,22 +81,7 @@ def on_two_ranks(tmp_path: Path) -> Callable[..., list[object]]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_ranked, (port, str(tmp_path), function, args), nprocs=2)
+        torch.multiprocessing.spawn(ranks.ranked, (port, str(tmp_path), function, args), nprocs=2)
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
     return run
-
-
-def _ranked(rank: int, port: int, folder: str, function: Callable[..., object], args: tuple[object, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    torch.save(function(*args), f"{folder}/rank{rank}.pt")

@@ -5,6 +5,7 @@ from lit_align.data.collate import padded
 from lit_align.data.encoding import Encoder, Lengths
 from lit_align.data.loader import GroupLoader
 from lit_align.data.modules import PreferenceData, RankingData, SFTData
+from lit_align.data.prompts import PromptBatch, PromptData
 from lit_align.data.rows import read_groups
 from lit_align.data.token_groups import Fingerprint, TokenGroups
 
@@ -15,6 +16,8 @@ __all__ = [
     "GroupLoader",
     "Lengths",
     "PreferenceData",
+    "PromptBatch",
+    "PromptData",
     "RankingData",
     "SFTData",
     "TokenGroups",

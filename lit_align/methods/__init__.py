@@ -2,8 +2,9 @@
 
 from lit_align.methods.base import AlignmentModule, StepOutput
 from lit_align.methods.dpo import DPO
+from lit_align.methods.ppo import PPO
 from lit_align.methods.reward import RewardModel
 from lit_align.methods.schedule import Schedule
 from lit_align.methods.sft import SFT
 
-__all__ = ["DPO", "SFT", "AlignmentModule", "RewardModel", "Schedule", "StepOutput"]
+__all__ = ["DPO", "PPO", "SFT", "AlignmentModule", "RewardModel", "Schedule", "StepOutput"]

@@ -69,7 +69,7 @@ class AlignmentModule(LightningModule, ABC):
         """Builds the models, once, however often it is called."""
 
     @abstractmethod
-    def step(self, batch: GroupBatch) -> StepOutput:
+    def step(self, batch: Any) -> StepOutput:
         """The losses and metrics of one batch; the same in training and validation."""
 
     @abstractmethod
@@ -105,7 +105,7 @@ class AlignmentModule(LightningModule, ABC):
         if self._reference is not None:
             self._reference.check(checkpoint.get("reference_fingerprint"))
 
-    def training_step(self, batch: GroupBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The batch's summed loss, in the form that leaves the division to `on_before_optimizer_step`."""
         output = self.step(batch)
         counts = 0.0 if batch.is_filler else 1.0
@@ -126,10 +126,14 @@ class AlignmentModule(LightningModule, ABC):
             # DDP and FSDP average over ranks, and this undoes it.
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(gradients, self.trainer.world_size / count)
-        for name, (total, number) in zip(names, totals.tolist(), strict=True):
-            if number > 0:
-                self.log(f"train/{name}", total / number, prog_bar=name in self.prog_bar)
+        means = {name: total / n for name, (total, n) in zip(names, totals.tolist(), strict=True) if n > 0}
+        for name, mean in means.items():
+            self.log(f"train/{name}", mean, prog_bar=name in self.prog_bar)
+        self.on_step_metrics(means)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def on_step_metrics(self, means: dict[str, float]) -> None:
+        """For methods that act on what an optimiser step's metrics were, the same on every rank."""
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -146,18 +150,23 @@ class AlignmentModule(LightningModule, ABC):
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         self.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
-    def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the batch's losses and metrics, averaged over every row of every rank."""
         self.validate_batch(batch)
 
     def validate_batch(self, batch: GroupBatch) -> StepOutput:
         """What `validation_step` does, for methods that have more to log from the same output."""
         output = self.step(batch)
-        for name, values in {"loss": output.losses, **output.metrics}.items():
+        self.log_validation({"loss": output.losses, **output.metrics}, is_filler=batch.is_filler)
+        return output
+
+    def log_validation(self, metrics: dict[str, Tensor], is_filler: bool) -> None:
+        """Logs the mean of each metric over every value of every batch and rank."""
+        for name, values in metrics.items():
             if name not in self._val_metrics:
                 self._val_metrics[name] = MeanMetric().to(self.device)
             metric = cast("MeanMetric", self._val_metrics[name])
-            metric.update(values.detach().float(), weight=0.0 if batch.is_filler else 1.0)
+            metric.update(values.detach().float(), weight=0.0 if is_filler else 1.0)
             self.log(
                 f"val/{name}",
                 metric,
@@ -166,11 +175,14 @@ class AlignmentModule(LightningModule, ABC):
                 prog_bar=name in self.prog_bar,
                 metric_attribute=f"_val_metrics.{name}",
             )
-        return output
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains, in groups as `torch.optim` takes them: everything that asks for gradients."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
     def configure_optimizers(self) -> Any:
-        """The optimiser over everything that asks for gradients, and its schedule, stepped once an optimiser step."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        """The optimiser and its schedule, stepped once an optimiser step."""
+        optimizer = self.optimizer(self.parameter_groups())
         if isinstance(self.lr_scheduler, Schedule):
             steps = self.trainer.estimated_stepping_batches
             if steps == float("inf") and self.lr_scheduler != Schedule():

@@ -1,6 +1,7 @@
 """Policies, reward models, references and tokenizers; log-probabilities; export."""
 
 from lit_align.models.config import ModelConfig
+from lit_align.models.critic import response_values, save_value_head, value_head
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
 from lit_align.models.logprobs import (
     TokenStats,
@@ -25,7 +26,10 @@ __all__ = [
     "response_hidden",
     "response_logps",
     "response_rewards",
+    "response_values",
     "save_model",
+    "save_value_head",
     "token_logps",
     "token_stats",
+    "value_head",
 ]

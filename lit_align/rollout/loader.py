@@ -74,7 +74,7 @@ class Rollout:
         batch = padded([self.groups[i] for i in chosen], self.pad_id)
         batch.is_filler = self.is_filler or not index
         sizes = [sum(map(len, group.responses)) for group in self.groups]
-        pieces = {name: value.split(sizes) for name, value in self.tokens.items()}
+        pieces = {name: torch.split(value, sizes) for name, value in self.tokens.items()}
         return RolloutBatch(batch, {name: torch.cat([piece[i] for i in chosen]) for name, piece in pieces.items()})
 
     def state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback
 
 from lit_align.runtime.resume import RandomState, gather_per_rank
+from lit_align.runtime.samples import log_samples
 
 
 def default_callbacks() -> list[Callback]:
@@ -10,4 +11,4 @@ def default_callbacks() -> list[Callback]:
     return [RandomState()]
 
 
-__all__ = ["RandomState", "default_callbacks", "gather_per_rank"]
+__all__ = ["RandomState", "default_callbacks", "gather_per_rank", "log_samples"]

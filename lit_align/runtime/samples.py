@@ -1,0 +1,32 @@
+"""Samples for people to read: `<run>/samples.jsonl`, and a table in wandb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+FILE = "samples.jsonl"
+
+
+def log_samples(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+    """Appends rows to the run's samples, each with the step it was sampled at; rank 0 only.
+
+    Rows of this step and later ones, which a run that goes on from an earlier checkpoint left there, are replaced.
+    """
+    if not trainer.is_global_zero or not trainer.loggers:
+        return
+    path = Path(trainer.default_root_dir) / FILE
+    kept = []
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < trainer.global_step]
+    new = [json.dumps({"step": trainer.global_step, **row}, ensure_ascii=False) for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*kept, *new]) + "\n")
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            columns = list(rows[0])
+            logger.log_table("samples", columns=columns, data=[[row[name] for name in columns] for row in rows])
