@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import lit_align.data
 import lit_align.losses  # noqa: F401  short names in YAML are those of imported classes
-from lit_align.cli_errors import ShortErrors
+from lit_align.cli_errors import ShortErrors, original
 from lit_align.errors import UserError
 from lit_align.methods import AlignmentModule
 from lit_align.runtime import default_callbacks
@@ -90,6 +90,8 @@ class AlignmentCLI(LightningCLI):
             self.save_config_callback = SaveRun
             self.save_config_kwargs = {"as_given": config.clone(), "run": run}
         self.config[command] = fill_from_run(config, command)
+        if config.get("trainer.fast_dev_run"):
+            self._write_nothing(self.config[command].trainer)
         if ckpt_path is not None:
             self.config[command]["ckpt_path"] = find_checkpoint(ckpt_path, run)
         self.parser.add_instantiator(self._build, object)
@@ -100,10 +102,7 @@ class AlignmentCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            cause: BaseException = self._failed or error
-            while cause.__cause__ is not None and str(cause).startswith("Does not validate"):
-                cause = cause.__cause__
-            raise cause from None
+            raise original(self._failed or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run needs; our own modules bring it along."""
@@ -121,6 +120,12 @@ class AlignmentCLI(LightningCLI):
         if self.run_folder is not None and self.writes_run and self.trainer.is_global_zero:
             path = self.run_folder.path
             print(f"The run is in {path}. See it beside its group: lit-align compare {path.parent}")  # noqa: T201
+
+    def _write_nothing(self, trainer: Namespace) -> None:
+        """Leaves the checkpoint callbacks out of a dry run, which Lightning lets write `last.ckpt`."""
+        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        trainer.callbacks = [c for c in callbacks if c is not None and "dirpath" not in (c.get("init_args") or {})]
+        trainer.enable_checkpointing = False
 
     def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -170,6 +175,23 @@ class SaveRun(SaveConfigCallback):
         export = getattr(pl_module, "export", None)
         if callable(export):
             export(self.run.model)
+
+
+def build_module(config: Path) -> Any:
+    """The LightningModule that the config.yaml of a run describes, untrained.
+
+    Raises:
+        UserError: There is no module in it.
+    """
+    parser = Parser()
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict) or "model" not in loaded:
+        raise UserError(f"{config} has no `model`, so it is not the config of a run.")
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": loaded["model"]})).model
+    except ValueError as error:
+        raise original(error) from None
 
 
 def without_secrets(config: Any) -> Any:

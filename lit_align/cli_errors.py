@@ -74,6 +74,14 @@ class Fault:
         return self.class_path.rpartition(".")[2]
 
 
+def original(error: Exception) -> BaseException:
+    """What a constructor raised, where jsonargparse wrapped it into a report of all the types it tried."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and str(cause).startswith("Does not validate"):
+        cause = cause.__cause__
+    return cause
+
+
 def explain(message: str, parser: ArgumentParser) -> str:
     """One sentence for a message of jsonargparse, and where in which file the wrong word stands."""
     fault = find_fault(message)
@@ -177,7 +185,8 @@ def no_class(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tupl
 
 def missing(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
     """An argument without a default that was not given."""
-    return f"{match[1]} is missing{f'; {fault.class_name} needs it' if fault.class_path else ''}", ""
+    verb = "are" if "," in match[1] else "is"
+    return f"{match[1]} {verb} missing{f', which {fault.class_name} needs' if fault.class_path else ''}", ""
 
 
 def missing_file(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:

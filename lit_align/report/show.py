@@ -80,51 +80,64 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
     from matplotlib.figure import Figure
 
     points = [result for result in comparison.results if result.kl is not None and result.gold is not None]
-    with mpl.rc_context({"font.size": 10, "font.family": "sans-serif", "axes.edgecolor": FAINT, "text.color": INK}):
+    runs = sorted((result for result in points if (result.kl or 0.0) > 1e-3), key=lambda result: result.kl or 0.0)
+    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK}):
         figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        _draw_curve(axes, comparison, points)
-        for index, result in enumerate(result for result in points if result.kl and result.kl > 1e-3):
-            _draw_run(axes, result, COLORS[index % len(COLORS)])
-        axes.set_xlabel("KL from the reference, nats")
+        _draw_frontier(axes, comparison, points)
+        taken: list[tuple[float, float]] = []
+        for index, result in enumerate(runs):
+            _draw_run(axes, result, COLORS[index % len(COLORS)], taken)
+        axes.set_xlabel("KL from the reference, nats (in percent: share of the gain that was possible at that KL)")
         axes.set_ylabel("expected gold score")
-        axes.set_title("Reward gained for distance travelled", loc="left", fontweight="bold")
+        axes.set_title("mini_instruct: what KL bought, and could have bought", loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=FAINT, labelcolor=INK)
+        axes.grid(color=FAINT, alpha=0.2, linewidth=0.6)
         figure.savefig(file)
 
 
-def _draw_curve(axes: Axes, comparison: Comparison, points: list[Result]) -> None:
-    """The frontier from the reference on, what is out of reach above it, and the reference."""
-    assert comparison.reference_gold is not None
-    widest = max([1.0, *(result.kl or 0.0 for result in points)]) * 1.35
-    curve = [(0.0, comparison.reference_gold), *((point.kl, point.reward) for point in comparison.frontier)]
-    kl, gold = zip(*curve, strict=True)
-    ceiling = max(gold) + 0.25 * (max(gold) - comparison.reference_gold)
-    lowest = min([comparison.reference_gold, *(result.gold or 0.0 for result in points)])
-    axes.fill_between(kl, gold, ceiling, color=FRONTIER, alpha=0.07, linewidth=0)
+def _draw_frontier(axes: Axes, comparison: Comparison, points: list[Result]) -> None:
+    """The frontier as far as the runs went and a little on, with some betas; what lies above it; the reference."""
+    reference = comparison.reference_gold
+    assert reference is not None
+    right = max(1.0, *(1.3 * (result.kl or 0.0) for result in points))
+    curve = [(0.0, reference), *((point.kl, point.reward) for point in comparison.frontier)]
+    top = max(gold for kl, gold in curve if kl <= right)
+    bottom = min(reference, *(result.gold or 0.0 for result in points))
+    height = top - bottom
+    kl, gold = zip(*curve, (max(right, curve[-1][0]), curve[-1][1]), strict=True)
+    axes.fill_between(kl, gold, top + height, color=FRONTIER, alpha=0.08, linewidth=0)
     axes.plot(kl, gold, color=FRONTIER, linewidth=2.2, zorder=2)
-    axes.plot(0, comparison.reference_gold, marker="D", markersize=8, color=INK, zorder=4, clip_on=False)
-    axes.annotate("reference", (0, comparison.reference_gold), (10, -4), textcoords="offset points", color=INK)
-    axes.text(0.98, 0.97, "no policy can be here", transform=axes.transAxes, ha="right", va="top", color=FRONTIER)
-    axes.set_xlim(0, widest)
-    axes.set_ylim(lowest - 0.12 * (ceiling - lowest), ceiling)
-    axes.grid(color=FAINT, alpha=0.2, linewidth=0.6)
+    for point in comparison.frontier:
+        if f"{point.beta:.3g}" in ("1", "0.501", "0.316", "0.2", "0.1") and point.kl < 0.97 * right:
+            axes.plot(point.kl, point.reward, marker="|", markersize=9, color=FRONTIER, zorder=3)
+            axes.annotate(
+                f"β {point.beta:.1g}",
+                (point.kl, point.reward),
+                (-6, 9),
+                textcoords="offset points",
+                ha="right",
+                color=FRONTIER,
+            )
+    axes.plot(0, reference, marker="D", markersize=8, color=INK, zorder=4, clip_on=False)
+    axes.annotate("reference", (0, reference), (11, -4), textcoords="offset points")
+    axes.text(0.985, 0.97, "out of reach of any policy", transform=axes.transAxes, ha="right", va="top", color=FRONTIER)
+    axes.set_xlim(0, right)
+    axes.set_ylim(bottom - 0.14 * height, top + 0.2 * height)
 
 
-def _draw_run(axes: Axes, result: Result, color: str) -> None:
-    """One run, with the distance to the frontier at its KL."""
+def _draw_run(axes: Axes, result: Result, color: str, taken: list[tuple[float, float]]) -> None:
+    """One run, its distance to the frontier, and a label below every label so near that they would overlap."""
     assert result.kl is not None
     assert result.gold is not None
     assert result.frontier_gold is not None
     axes.vlines(result.kl, result.gold, result.frontier_gold, color=color, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     axes.plot(result.kl, result.gold, marker="o", markersize=9, color=color, markeredgecolor="white", zorder=5)
+    x, y = axes.transAxes.inverted().transform(axes.transData.transform((result.kl, result.gold)))
+    x, y = x + 0.015, y - 0.035
+    while any(abs(x - other_x) < 0.12 and abs(y - other_y) < 0.045 for other_x, other_y in taken):
+        y -= 0.045
+    taken.append((x, y))
     share = "" if result.efficiency is None else f"  {result.efficiency:.0%}"
-    axes.annotate(
-        f"{result.name}{share}",
-        (result.kl, result.gold),
-        (9, -11),
-        textcoords="offset points",
-        color=color,
-        fontweight="bold",
-    )
+    axes.text(x, y, result.name + share, transform=axes.transAxes, color=color, fontweight="bold", va="center")
