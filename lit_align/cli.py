@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -105,13 +106,27 @@ class AlignmentCLI(LightningCLI):
             raise original(self._failed or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds what every run needs; our own modules bring it along."""
+        """Adds what every run needs; our own modules bring it along.
+
+        Raises:
+            UserError: Settings that the Trainer refuses.
+        """
         if not isinstance(self.model, AlignmentModule):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": default_callbacks()}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise UserError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
-        """Removes the run that this one replaces, now that nothing can be mistyped any more."""
+        """Removes the run that this one replaces, now that nothing can be mistyped any more.
+
+        Raises:
+            UserError: There is no data.
+        """
+        if isinstance(self.model, AlignmentModule) and self.datamodule is None:
+            name = type(self.model).__name__
+            raise UserError(f"{name} needs rows: add `data:` with a class_path such as PreferenceData, or `--data`.")
         if self._get(self.config, "overwrite") and self.run_folder is not None:
             rank_zero_only(self.run_folder.clear)()
 

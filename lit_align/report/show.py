@@ -85,9 +85,7 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
         figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         _draw_frontier(axes, comparison, points)
-        taken: list[tuple[float, float]] = []
-        for index, result in enumerate(runs):
-            _draw_run(axes, result, COLORS[index % len(COLORS)], taken)
+        _draw_runs(axes, runs)
         axes.set_xlabel("KL from the reference, nats (in percent: share of the gain that was possible at that KL)")
         axes.set_ylabel("expected gold score")
         axes.set_title("mini_instruct: what KL bought, and could have bought", loc="left", fontweight="bold")
@@ -127,17 +125,24 @@ def _draw_frontier(axes: Axes, comparison: Comparison, points: list[Result]) -> 
     axes.set_ylim(bottom - 0.14 * height, top + 0.2 * height)
 
 
-def _draw_run(axes: Axes, result: Result, color: str, taken: list[tuple[float, float]]) -> None:
-    """One run, its distance to the frontier, and a label below every label so near that they would overlap."""
-    assert result.kl is not None
-    assert result.gold is not None
-    assert result.frontier_gold is not None
-    axes.vlines(result.kl, result.gold, result.frontier_gold, color=color, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-    axes.plot(result.kl, result.gold, marker="o", markersize=9, color=color, markeredgecolor="white", zorder=5)
-    x, y = axes.transAxes.inverted().transform(axes.transData.transform((result.kl, result.gold)))
-    x, y = x + 0.015, y - 0.035
-    while any(abs(x - other_x) < 0.12 and abs(y - other_y) < 0.045 for other_x, other_y in taken):
-        y -= 0.045
-    taken.append((x, y))
-    share = "" if result.efficiency is None else f"  {result.efficiency:.0%}"
-    axes.text(x, y, result.name + share, transform=axes.transAxes, color=color, fontweight="bold", va="center")
+def _draw_runs(axes: Axes, runs: list[Result]) -> None:
+    """The runs, their distance to the frontier, and labels that stand below one another where they would overlap."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    points = [(run.kl or 0.0, run.gold or 0.0, run.frontier_gold or 0.0) for run in runs]
+    spots = [tuple(to_axes.transform(point[:2])) for point in points]
+    taken = [(x - 0.01, x + 0.01, y) for x, y in spots]
+    # From right to left, so that the lines to the labels do not cross.
+    for index in reversed(range(len(runs))):
+        run, (kl, gold, best), (x, y), color = runs[index], points[index], spots[index], COLORS[index % len(COLORS)]
+        axes.plot([kl, kl], [gold, best], color=color, linewidth=1, linestyle=":")
+        axes.plot(kl, gold, marker="o", markersize=9, color=color, markeredgecolor="white", zorder=5)
+        label = run.name if run.efficiency is None else f"{run.name}  {run.efficiency:.0%}"
+        width = 0.014 * len(label)
+        left, below = min(x + 0.02, 1 - width), y - 0.035
+        while any(
+            left < right and start < left + width and abs(below - other) < 0.045 for start, right, other in taken
+        ):
+            below -= 0.01
+        taken.append((left, left + width, below))
+        axes.plot([x, left], [y, below], transform=axes.transAxes, color=color, linewidth=0.8)
+        axes.text(left + 0.004, below, label, transform=axes.transAxes, color=color, fontweight="bold", va="center")

@@ -125,6 +125,7 @@ class RunWandbLogger(WandbLogger):
         if not (kwargs.get("version") or kwargs.get("id")):
             kwargs["version"] = last_wandb_id(run)
         super().__init__(save_dir=str(run), **kwargs)
+        self._wandb_init.pop("anonymous", None)  # a setting without effect, for which every run would print a warning
 
     @property
     @rank_zero_experiment
