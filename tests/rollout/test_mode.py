@@ -95,7 +95,9 @@ def _sharded_rank(rank: int, port: int) -> None:
     assert responses == expected[0]
     assert abs(loss.item() - expected[1]) < 1e-5
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    # Taking the process groups of a mesh down aborts once in a while (torch 2.13, seen November 2026); nothing is left to do.
+    os._exit(0)
 
 
 def test_ranks_of_a_sharded_model_may_differ_in_length():
