@@ -87,7 +87,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
     fault = find_fault(message)
     sentence, word = describe(fault, parser)
     key = "" if fault.key in ("", "config") else f"{fault.key}: "
-    return f"{place(word, fault.key)}{key}{sentence}{'' if sentence.endswith('?') else '.'}"
+    return f"{place(word, fault.key)}{key}{sentence}{'' if sentence.endswith(('?', '.')) else '.'}"
 
 
 def find_fault(message: str) -> Fault:
@@ -128,14 +128,13 @@ def unknown_option(fault: Fault, match: re.Match[str], parser: ArgumentParser) -
         key, example = NO_CLASS_PATH[fault.class_path]
         return f"there is no class_path; say which class it is, for example `class_path: {example}`", f"{key}"
     if name == "class_path":
-        return (
-            f"the arguments of {fault.class_name} belong under `init_args:`, beside its `class_path:`",
-            fault.class_name,
-        )
+        return "the arguments of a class belong under `init_args:`, beside its `class_path:`", fault.key.rpartition(
+            "."
+        )[2]
     if not fault.class_path:
         full = name if owner is None or "Subcommand" in match[0] else f"{owner}.{name}"
         word, names = near_option(full, parser)
-        return f"there is no option {full!r}{did_you_mean(word, names)}", word.rpartition(".")[2]
+        return f"there is no option {word!r}{did_you_mean(word, names)}", word.rpartition(".")[2]
     if owner:
         return f"{owner} has no argument {head!r}{did_you_mean(head, field_names(fault.class_path, owner))}", head
     names = [*argument_names(fault.class_path), "init_args"]
@@ -158,8 +157,9 @@ def unknown_class(fault: Fault, match: re.Match[str], parser: ArgumentParser) ->
 def unknown_attribute(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
     """A dotted class name whose module exists."""
     module, name = match[1], match[2]
-    hint = shadowed(module) or did_you_mean(name, classes_of(module))
-    return f"the module {module} has no class {name!r}{hint}", f"{module}.{name}"
+    known = [*(f"{module}.{class_name}" for class_name in classes_of(module)), *module_names()]
+    hint = shadowed(module) or did_you_mean(f"{module}.{name}", known)
+    return f"{module} has no {name!r}{hint}", f"{module}.{name}"
 
 
 def unknown_module(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
@@ -174,7 +174,7 @@ def wrong_base(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tu
 
 def abstract_class(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
     """A base class, which cannot be built."""
-    return f"{match[1]} is only the base of what is meant here; name a class below it", match[1]
+    return f"{match[1].rpartition('.')[2]} is only the base of what is meant here; name a class below it", match[1]
 
 
 def no_class(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
@@ -201,7 +201,8 @@ def no_keys(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple
 
 def stray_argument(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
     """A word on the command line that belongs to nothing."""
-    return f"there is no option {match[1]!r}{did_you_mean(*near_option(match[1], parser))}", match[1]
+    word, names = near_option(match[1], parser)
+    return f"there is no option {word!r}{did_you_mean(word, names)}", word
 
 
 def wrong_choice(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:

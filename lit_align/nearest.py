@@ -28,10 +28,9 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def near_file(path: Path) -> str:
     """A hint at the nearest file of the same folder, or at one of that name below `configs`."""
+    same_name = [str(file) for file in sorted(Path("configs").rglob(path.name))]
     beside = [str(file) for file in path.parent.glob("*") if file.is_file()]
-    near = difflib.get_close_matches(str(path), beside, n=1) or [
-        str(f) for f in sorted(Path("configs").rglob(path.name))[:1]
-    ]
+    near = same_name or difflib.get_close_matches(str(path), beside, n=1)
     return f"; did you mean {shown(Path(near[0]))}?" if near else ""
 
 

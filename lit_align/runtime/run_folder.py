@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 
 from lit_align.errors import UserError
 
@@ -108,7 +108,7 @@ def fill_from_run(config: Namespace, command: str) -> Namespace:
         trainer["default_root_dir"] = str(run.path)
     loggers = trainer.get("logger")
     if loggers is None or loggers is True:
-        loggers = [dict_to_namespace({"class_path": CSV_LOGGER, "init_args": {}})]
+        loggers = [_namespace(class_path=CSV_LOGGER, init_args=_namespace())]
     if loggers:
         listed = loggers if isinstance(loggers, list) else [loggers]
         kept = [logger for logger in listed if not _take_in(logger, run) or command == "fit"]
@@ -124,18 +124,16 @@ def fill_from_run(config: Namespace, command: str) -> Namespace:
 def _take_in(logger: Any, run: RunFolder) -> bool:
     """Makes a CSV or W&B logger one that writes into the run folder; False where its config says where it writes."""
     class_path = logger.get("class_path") if isinstance(logger, Namespace) else None
-    init_args = logger.get("init_args") or dict_to_namespace({}) if class_path else None
+    init_args = logger.get("init_args") or _namespace() if class_path else None
     if init_args is None or init_args.get("save_dir") not in (None, ".") or init_args.get("dir") is not None:
         return False
     if class_path == CSV_LOGGER:
         every = init_args.get("flush_logs_every_n_steps", LIGHTNINGS_FLUSH)
         logger["class_path"] = "lit_align.runtime.loggers.RunCSVLogger"
-        logger["init_args"] = dict_to_namespace(
-            {
-                "save_dir": str(run.path),
-                "prefix": init_args.get("prefix", ""),
-                "flush_logs_every_n_steps": 1 if every == LIGHTNINGS_FLUSH else every,
-            }
+        logger["init_args"] = _namespace(
+            save_dir=str(run.path),
+            prefix=init_args.get("prefix", ""),
+            flush_logs_every_n_steps=1 if every == LIGHTNINGS_FLUSH else every,
         )
     elif class_path == WANDB_LOGGER:
         logger["class_path"] = "lit_align.runtime.loggers.RunWandbLogger"
@@ -143,3 +141,7 @@ def _take_in(logger: Any, run: RunFolder) -> bool:
     else:
         return False
     return True
+
+
+def _namespace(**values: Any) -> Namespace:
+    return Namespace(**values)  # type: ignore[no-untyped-call]
