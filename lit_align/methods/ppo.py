@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_align.data.prompts import PromptBatch
+from lit_align.data import PromptBatch, SFTData
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, RewardSource, Scores, decoded_answers
 from lit_align.groups import GroupBatch, TokenGroup, sum_by_response
@@ -33,8 +34,24 @@ from lit_align.models import (
     value_head,
 )
 from lit_align.rollout import NativeEngine, RolloutConfig, stop_token_ids
-from lit_align.rollout.loader import PromptLoader, Rollout, RolloutBatch, RolloutLoader
+from lit_align.rollout.loader import PositionedLoader, Rollout, RolloutBatch, RolloutLoader
 from lit_align.runtime import log_samples
+
+
+@dataclass(frozen=True)
+class PretrainingMix:
+    """PPO-ptx: every minibatch also climbs the log-probability of text, which repairs the alignment tax.
+
+    Ouyang et al. 2022 (2203.02155), equation 2: + gamma E_pretrain[log pi(x)], here the mean over the text's tokens.
+
+    Args:
+        data: Where the text comes from; its `batch_size` groups go with each minibatch.
+        coefficient: gamma. The paper finds 20 or more to be needed, and takes 27.8.
+    """
+
+    data: SFTData
+    coefficient: float = 27.8
+
 
 KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 STALE = 1e-3
@@ -53,7 +70,8 @@ class PPO(AlignmentModule):
     `kl/k1` and `kl/k3` (KL of a response to the reference, nats, estimated on the samples), `kl_coef`, `response_length/mean`,
     `eos_rate` (share that ended by itself), `explained_variance` (1 - Var(returns - values) / Var(returns)), `time/rollout`,
     `time/score`, `time/update` (seconds). Of each optimiser step, over its response tokens: `policy_loss`, `value_loss`,
-    `clip_fraction`, `approx_kl` (k3 of the sampling policy to the present one), `ratio`, `entropy`.
+    `clip_fraction`, `approx_kl` (k3 of the sampling policy to the present one), `ratio`, `entropy`, with GRPO `kl_loss`, and
+    with PPO-ptx `ptx_loss` (negative log-probability of a token of the text, nats).
 
     Args:
         policy: The model to train, as a rule the one that SFT made; as it is at the start, it is also the reference.
@@ -73,6 +91,7 @@ class PPO(AlignmentModule):
         value_coef: Weight of the critic's loss.
         value_clip: How far a value may move in one update, reward units. None does not clip.
         entropy_coef: Weight of an entropy bonus.
+        ptx: Text mixed in, if any.
         log_samples_every: Rollouts between two that write a few of their responses to samples.jsonl and wandb; 0 for none.
         optimizer: See `AlignmentModule`.
         lr_scheduler: See `AlignmentModule`.
@@ -98,6 +117,7 @@ class PPO(AlignmentModule):
         value_coef: float = 0.1,
         value_clip: float | None = 0.2,
         entropy_coef: float = 0.0,
+        ptx: PretrainingMix | None = None,
         log_samples_every: int = 10,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, eps=1e-5),
         lr_scheduler: Schedule | LRSchedulerCallable = Schedule(),
@@ -118,6 +138,7 @@ class PPO(AlignmentModule):
         self.value_coef = value_coef
         self.value_clip = value_clip
         self.entropy_coef = entropy_coef
+        self.ptx = ptx
         self.log_samples_every = log_samples_every
         self._refuse_what_has_no_effect(kl_estimator)
         self._rollouts = 0
@@ -168,9 +189,14 @@ class PPO(AlignmentModule):
 
     # The rollout: what happens between a batch of prompts and the first minibatch.
 
-    def train_loader(self, prompts: PromptLoader) -> RolloutLoader:
+    def train_loader(self, prompts: PositionedLoader) -> RolloutLoader:
         """Wraps the loader of prompts into one that samples and serves minibatches; the DataModule calls it."""
-        self._loader = RolloutLoader(prompts, self.collect, self.inner_epochs, self.minibatches)
+        text = None
+        if self.ptx is not None:
+            self.ptx.data.trainer = self.trainer
+            self.ptx.data.setup("fit")
+            text = self.ptx.data.rows_loader()
+        self._loader = RolloutLoader(prompts, self.collect, self.inner_epochs, self.minibatches, text)
         return self._loader
 
     @torch.no_grad()
@@ -321,8 +347,23 @@ class PPO(AlignmentModule):
         if self.advantage.kl_in_loss:
             metrics["kl_loss"] = self.kl_estimator(logps, known["ref_logps"])
             losses = losses + self.kl.beta * metrics["kl_loss"]
+        if self.ptx is not None and batch.text is not None:
+            text_logps = response_logps(self.policy, batch.text)
+            metrics["ptx_loss"] = -text_logps
+            losses = losses - self.ptx.coefficient * self._mean_beside(text_logps, losses, batch)
         self._check_first_minibatch(policy.approx_kl)
         return StepOutput(losses, metrics)
+
+    def _mean_beside(self, values: Tensor, losses: Tensor, batch: RolloutBatch) -> Tensor:
+        """A number to add to each loss, so that the mean of the losses over all ranks grows by that of the values.
+
+        The base divides by the number of losses alone, so the numbers of both are needed here. With accumulated batches
+        this is so for each of them, and a batch with more response tokens weighs its text more.
+        """
+        counts = torch.tensor([len(losses), len(values)], device=self.device) * (0 if batch.is_filler else 1)
+        totals = cast("Tensor", self.trainer.strategy.reduce(counts.double(), reduce_op="sum"))
+        share: Tensor = values.sum() / len(losses) * float(totals[0] / totals[1].clamp(min=1))
+        return share
 
     def _value_loss(self, values: Tensor, known: dict[str, Tensor]) -> Tensor:
         if self.value_clip is None:

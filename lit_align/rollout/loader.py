@@ -16,13 +16,17 @@ from lit_align.data.collate import padded
 from lit_align.groups import GroupBatch, TokenGroup
 
 
-class PromptLoader(Protocol):
+class PositionedLoader(Protocol):
     """What is wrapped: a sized loader that knows where it stands."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
-    def position(self) -> dict[str, Any]: ...
-    def set_position(self, position: dict[str, Any]) -> None: ...
+
+    def position(self) -> dict[str, Any]:
+        """Where it stands, in types that `torch.load(weights_only=True)` takes."""
+
+    def set_position(self, position: dict[str, Any]) -> None:
+        """Goes on from where `position` was."""
 
 
 class RolloutBatch:
@@ -33,11 +37,13 @@ class RolloutBatch:
     Args:
         batch: The prompts and responses.
         tokens: For each name, one value a response token, `(M,)`.
+        text: Other groups to train on in the same step (PPO-ptx), or None.
     """
 
-    def __init__(self, batch: GroupBatch, tokens: dict[str, Tensor]) -> None:
+    def __init__(self, batch: GroupBatch, tokens: dict[str, Tensor], text: GroupBatch | None = None) -> None:
         self.batch = batch
         self.tokens = tokens
+        self.text = text
 
     @property
     def is_filler(self) -> bool:
@@ -47,7 +53,8 @@ class RolloutBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RolloutBatch:
         """The minibatch on another device."""
         tokens = {name: value.to(device, non_blocking=non_blocking) for name, value in self.tokens.items()}
-        return RolloutBatch(self.batch.to(device, non_blocking), tokens)
+        text = None if self.text is None else self.text.to(device, non_blocking)
+        return RolloutBatch(self.batch.to(device, non_blocking), tokens, text)
 
 
 class Rollout:
@@ -101,15 +108,22 @@ class RolloutLoader:
         inner_epochs: How often each response is trained on.
         minibatches: Into how many batches a rollout is cut. Each is a batch to Lightning, so with `accumulate_grad_batches=1`
             each is an optimiser step.
+        text: A loader whose batches are handed out with the minibatches, one with each, over and over.
     """
 
     def __init__(
-        self, prompts: PromptLoader, collect: Callable[[Any], Rollout], inner_epochs: int, minibatches: int
+        self,
+        prompts: PositionedLoader,
+        collect: Callable[[Any], Rollout],
+        inner_epochs: int,
+        minibatches: int,
+        text: PositionedLoader | None = None,
     ) -> None:
         self.prompts = prompts
         self.collect = collect
         self.inner_epochs = inner_epochs
         self.minibatches = minibatches
+        self.text = text
         self._served = 0
         self._rollout: Rollout | None = None
         self._plan: list[list[int]] = []
@@ -121,6 +135,7 @@ class RolloutLoader:
         if not self._plan and self._served >= len(self.prompts):
             self._served = 0
         source: Iterator[Any] | None = None
+        texts = self._texts()
         while True:
             if not self._plan:
                 if self._served >= len(self.prompts):
@@ -131,7 +146,9 @@ class RolloutLoader:
                 self._served += 1
                 self._plan = self._cut(len(self._rollout.groups))
             assert self._rollout is not None
-            yield self._rollout.minibatch(self._plan.pop(0))
+            batch = self._rollout.minibatch(self._plan.pop(0))
+            batch.text = next(texts)
+            yield batch
 
     def stop_update(self) -> None:
         """Drops what is left of the rollout in use; the next batch comes from a new one."""
@@ -150,9 +167,18 @@ class RolloutLoader:
     def set_position(self, position: dict[str, Any]) -> None:
         """Goes on from where `position` was."""
         self.prompts.set_position(position["prompts"])
+        if self.text is not None:
+            self.text.set_position(position["text"])
         self._served = position["served"]
         self._rollout = None if position["rollout"] is None else Rollout.from_state(position["rollout"])
         self._plan = [list(index) for index in position["plan"]]
+
+    def _texts(self) -> Iterator[GroupBatch | None]:
+        while True:
+            if self.text is None:
+                yield None
+            else:
+                yield from self.text
 
     def _cut(self, n: int) -> list[list[int]]:
         orders = [torch.randperm(n) for _ in range(self.inner_epochs)]
