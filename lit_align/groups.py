@@ -30,6 +30,20 @@ Text = str | list[Message]
 """Plain text, or chat turns."""
 
 
+class Span(NamedTuple):
+    """A stretch of a response's text and what it weighs.
+
+    Args:
+        start: Its first character.
+        end: The character after its last one.
+        weight: What its tokens count for, where text outside of any span counts for 1. Not negative.
+    """
+
+    start: int
+    end: int
+    weight: float
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One prompt with its K responses, as text.
@@ -42,6 +56,9 @@ class Group:
         labels: K booleans, True where the response is desirable; None where rows carry no labels.
         margin: By how much the better response should win (reward-model loss), in units of the reward.
         source: Where the row came from, for error messages: "rows.jsonl, row 12".
+        weights: For each response the spans of it that weigh something other than 1, in order; None where all weighs 1.
+        edited: Whether the first response is a person's edit of the second one.
+        finished: False where the responses were stopped before their end, so that nothing closes them.
     """
 
     prompt: Text
@@ -50,10 +67,13 @@ class Group:
     labels: tuple[bool, ...] | None = None
     margin: float = 0.0
     source: str = ""
+    weights: tuple[tuple[Span, ...], ...] | None = None
+    edited: bool = False
+    finished: bool = True
 
 
 class TokenGroup(NamedTuple):
-    """A `Group` as token ids. The response ids end with EOS unless the response was cut.
+    """A `Group` as token ids. The response ids end with EOS unless the response was cut or stopped.
 
     Args:
         prompt: Token ids of the prompt, at least one.
@@ -62,6 +82,7 @@ class TokenGroup(NamedTuple):
         labels: As in `Group`.
         margin: As in `Group`.
         row: The row's number in its data set, from 0; what a guard names when a batch goes wrong.
+        weights: What each token of each response counts for, K lists as long as the responses; None where all count for 1.
     """
 
     prompt: Sequence[int]
@@ -70,6 +91,7 @@ class TokenGroup(NamedTuple):
     labels: Sequence[bool] | None = None
     margin: float = 0.0
     row: int = -1
+    weights: Sequence[Sequence[float]] | None = None
 
 
 class GroupBatch:
@@ -92,6 +114,8 @@ class GroupBatch:
         rows: Row numbers of the groups in their data set, `(G,)`.
         scores: As in `Group`, `(N,)`, or None.
         labels: As in `Group`, boolean `(N,)`, or None.
+        token_weights: What each response token counts for, `(M,)`, or None where the rows carry no weights. What cannot use
+            them refuses them.
         is_filler: True for a batch that only keeps ranks in step: it is run, and counts for nothing.
     """
 
@@ -107,6 +131,7 @@ class GroupBatch:
         rows: Tensor,
         scores: Tensor | None = None,
         labels: Tensor | None = None,
+        token_weights: Tensor | None = None,
         is_filler: bool = False,
     ) -> None:
         self.model_inputs = model_inputs
@@ -119,6 +144,7 @@ class GroupBatch:
         self.rows = rows
         self.scores = scores
         self.labels = labels
+        self.token_weights = token_weights
         self.is_filler = is_filler
 
     @property
@@ -135,6 +161,11 @@ class GroupBatch:
     def response_lengths(self) -> Tensor:
         """Tokens of each response, EOS included, `(N,)`."""
         return torch.bincount(self.response_index, minlength=self.n_responses)
+
+    def weighted_sums(self, values: Tensor) -> Tensor:
+        """Sum of token values over each response, every token times its weight: `(M,)` to `(N,)`."""
+        weighted = values if self.token_weights is None else values * self.token_weights
+        return sum_by_response(weighted, self.response_index, self.n_responses)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupBatch:
         """The batch on another device; its types stay as they are."""

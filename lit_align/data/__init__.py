@@ -4,8 +4,9 @@ from lit_align.data.base import GroupDataModule
 from lit_align.data.collate import padded
 from lit_align.data.encoding import Encoder, Lengths
 from lit_align.data.loader import GroupLoader
-from lit_align.data.modules import PreferenceData, RankingData, SFTData
-from lit_align.data.prompts import PromptBatch, PromptData
+from lit_align.data.mismatched import LabelBatch
+from lit_align.data.modules import LabelData, PreferenceData, RankingData, SFTData
+from lit_align.data.prompts import PromptBatch, PromptData, read_prompts
 from lit_align.data.rows import read_groups
 from lit_align.data.token_groups import Fingerprint, TokenGroups
 
@@ -14,6 +15,8 @@ __all__ = [
     "Fingerprint",
     "GroupDataModule",
     "GroupLoader",
+    "LabelBatch",
+    "LabelData",
     "Lengths",
     "PreferenceData",
     "PromptBatch",
@@ -23,4 +26,5 @@ __all__ = [
     "TokenGroups",
     "padded",
     "read_groups",
+    "read_prompts",
 ]

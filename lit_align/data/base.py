@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
@@ -23,7 +23,7 @@ from lit_align.data.row_reader import RowError
 from lit_align.data.rows import is_hub_name, load_from_hub, read_groups
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
-from lit_align.groups import Group
+from lit_align.groups import Group, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer
 from lit_align.runtime import gather_per_rank
 
@@ -66,7 +66,7 @@ class GroupDataModule(LightningDataModule, ABC):
         tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
     """
 
-    kind: ClassVar[Literal["sft", "preference", "ranking"]]
+    kind: ClassVar[Literal["sft", "preference", "ranking", "label"]]
     """Which rows of `mini_instruct` these are."""
 
     def __init__(
@@ -108,7 +108,7 @@ class GroupDataModule(LightningDataModule, ABC):
         self._encoded: dict[str, TokenGroups] = {}
         self._encoder_tokenizer: PreTrainedTokenizerBase | None = None
         self._own_tokenizer: PreTrainedTokenizerBase | None = None
-        self._rows: GroupLoader | None = None
+        self._rows: GroupLoader[Any] | None = None
         self._positioned: Positioned | None = None
         self._restored: dict[str, Any] = {}
 
@@ -146,8 +146,7 @@ class GroupDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> Any:
         """The training batches, from where the last loader or the checkpoint stopped, wrapped as the method wants them."""
-        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        rows = self._make_loader("train", self.batch_size, shuffle=not overfit)
+        rows = self.rows_loader()
         wrap = getattr(self.trainer and self.trainer.lightning_module, "train_loader", None)
         loader = rows if wrap is None else wrap(rows)
         # A wrapper that reads ahead, as a rollout does, has a position of its own.
@@ -158,6 +157,14 @@ class GroupDataModule(LightningDataModule, ABC):
         if self._restored:
             self._restore(rows, positioned)
         return loader
+
+    def rows_loader(self) -> GroupLoader[Any]:
+        """The training batches from the first on, not wrapped by the method, whose position is the caller's to keep.
+
+        For methods that read a second DataModule beside their own, after its `setup("fit")`.
+        """
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._make_loader("train", self.batch_size, shuffle=not overfit)
 
     def val_dataloader(self) -> Any:
         """The validation batches, in order; none without `val`."""
@@ -183,7 +190,7 @@ class GroupDataModule(LightningDataModule, ABC):
         if self._rows is not None and self._positioned is not None:
             self._restore(self._rows, self._positioned)
 
-    def _restore(self, rows: GroupLoader, positioned: Positioned) -> None:
+    def _restore(self, rows: GroupLoader[Any], positioned: Positioned) -> None:
         state, self._restored = self._restored, {}
         then, now = state["data"], self._identity(rows)
         changed = [f"{what} ({then[what]} then, {now[what]} now)" for what in now if then[what] != now[what]]
@@ -202,7 +209,7 @@ class GroupDataModule(LightningDataModule, ABC):
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         positioned.set_position(positions[rank if len(positions) == world else 0])
 
-    def _identity(self, loader: GroupLoader) -> dict[str, Any]:
+    def _identity(self, loader: GroupLoader[Any]) -> dict[str, Any]:
         """What a position refers to; the names are read by people."""
         rows = loader.groups.fingerprint
         return {
@@ -213,23 +220,28 @@ class GroupDataModule(LightningDataModule, ABC):
             "prompts in a batch over all ranks": loader.batch_size * loader.world,
         }
 
-    def _make_loader(self, split: str, batch_size: int, shuffle: bool) -> GroupLoader:
+    def _make_loader(self, split: str, batch_size: int, shuffle: bool) -> GroupLoader[Any]:
         if split not in self._encoded:
             raise UserError(f"The {split} rows are not read yet: call setup first, as the Trainer does.")
-        assert self._encoder_tokenizer is not None
-        tokenizer = self._encoder_tokenizer
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
         return GroupLoader(
             self._encoded[split],
             batch_size,
-            partial(padded, pad_id=pad_id),
+            self._collate(split),
             shuffle=shuffle,
             seed=self.seed,
             rank=ranks["rank"],
             world=ranks["num_replicas"],
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
+        )
+
+    def _collate(self, split: str) -> Callable[[list[TokenGroup]], Any]:
+        """What makes the batches of a split."""
+        assert self._encoder_tokenizer is not None
+        tokenizer = self._encoder_tokenizer
+        return partial(
+            padded, pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
 
     def _find_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -255,7 +267,7 @@ class GroupDataModule(LightningDataModule, ABC):
     def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
         counts = Counts(self.on_bad_row)
         groups = self._accepted(self._read(split, counts), counts)
-        encoded = TokenGroups(_noted(Encoder(tokenizer, self.lengths, counts).encode(groups), split))
+        encoded = TokenGroups(with_progress(Encoder(tokenizer, self.lengths, counts).encode(groups), split))
         names = ", ".join(self.names[split])
         if not len(encoded):
             raise UserError(f"data.{split}: no row of {names} can be used: {counts}")
@@ -288,7 +300,7 @@ class GroupDataModule(LightningDataModule, ABC):
                 yield accepted
 
 
-def _noted(rows: Iterable[T], split: str) -> Iterator[T]:
+def with_progress(rows: Iterable[T], split: str) -> Iterator[T]:
     """The rows, with a line in the log now and then where there are many."""
     last = time.monotonic()
     for number, row in enumerate(rows):

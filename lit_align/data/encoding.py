@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.counts import Counts
 from lit_align.data.row_reader import RowError
+from lit_align.data.spans import token_weights
 from lit_align.errors import UserError
 from lit_align.groups import Group, Message, TokenGroup
 
@@ -46,11 +47,10 @@ class Lengths:
                 f"({self.max_length}), or nothing is left for the response."
             )
 
-    def of_prompt(self, longest_response: int) -> int:
-        """The tokens that a prompt with this longest response may have."""
-        if self.max_prompt_length is not None:
-            return self.max_prompt_length
-        return self.max_length - min(longest_response, self.max_length // 2)
+    def room(self, prompt: int, longest_response: int) -> tuple[int, int]:
+        """The tokens that a prompt of this length may keep, and those that each of its responses then may."""
+        for_prompt = self.max_prompt_length or self.max_length - min(longest_response, self.max_length // 2)
+        return for_prompt, self.max_length - min(prompt, for_prompt)
 
 
 class Encoder:
@@ -95,7 +95,8 @@ class Encoder:
         while chunk := list(islice(groups, 1000)):
             for group, ids in zip(*self._tokenise(chunk), strict=True):
                 try:
-                    tokens = self._fit(group, *self._split(group, ids))
+                    prompt, responses = self._split(group, ids)
+                    tokens = self._fit(group, prompt, responses, self._weigh(group, len(prompt), responses))
                 except RowError as error:
                     self.counts.bad_row(error)
                     continue
@@ -142,11 +143,13 @@ class Encoder:
         prompt, *rest = ids
         if isinstance(group.prompt, str):
             prompt = self.bos + prompt
-            responses = [ids if ids[-1:] == self.eos else ids + self.eos for ids in rest]
+            responses = [ids if ids[-1:] == self.eos or not group.finished else ids + self.eos for ids in rest]
         else:
-            responses = [self._turn(self._after(group, prompt, whole)) for whole in rest]
+            responses = [self._turn(self._after(group, prompt, whole), group.finished) for whole in rest]
         if not prompt:
             raise RowError(f"{group.source}: the prompt has no token.")
+        if not all(responses):
+            raise RowError(f"{group.source}: the response has no token.")
         return prompt, responses
 
     def _after(self, group: Group, prompt: list[int], whole: list[int]) -> list[int]:
@@ -162,12 +165,49 @@ class Encoder:
             "chat_template to one whose generation prompt is what stands before the assistant's content."
         )
 
-    def _turn(self, response: list[int]) -> list[int]:
-        """A templated response up to the special token that closes the turn; EOS where the template closes with none."""
+    def _weigh(self, group: Group, prompt_length: int, responses: list[list[int]]) -> list[list[float]] | None:
+        """What each token of each response weighs, by the spans of text that the group weighs."""
+        if group.weights is None:
+            return None
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{group.source} has weights for parts of its text, and {type(self.tokenizer).__name__} cannot say which "
+                "token is where in a text. Take a tokenizer with a tokenizer.json, or rows without weights."
+            )
+        is_chat = not isinstance(group.prompt, str)
+        prompt, *texts = self._texts(group)
+        weights = []
+        for text, response, spans, ids in zip(texts, group.responses, group.weights, responses, strict=True):
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            offsets = encoded["offset_mapping"][prompt_length if is_chat else 0 :]
+            begin = self._begin(group, response, text, len(prompt)) if is_chat else 0
+            places = [(first - begin, last - begin) for first, last in offsets[: len(ids)]]
+            # What closes the response, where no text stands for it.
+            places += [(len(response), len(response))] * (len(ids) - len(places))
+            weights.append(token_weights(response, spans, places))
+        return weights
+
+    def _begin(self, group: Group, response: str, text: str, after: int) -> int:
+        """Where a response would begin in a templated chat if the template had not stripped it."""
+        found = text.find(response.strip(), after)
+        if found < 0:
+            raise RowError(
+                f"{group.source}: the {self._template} changes the text of the response, so there is no telling which of its "
+                "parts the weights are meant for."
+            )
+        return found - (len(response) - len(response.lstrip()))
+
+    def _turn(self, response: list[int], finished: bool) -> list[int]:
+        """A templated response up to the special token that closes the turn; EOS where the template closes with none.
+
+        Without what closes it where it was not finished.
+        """
         end = len(response)
         while end and self.tokenizer.decode(response[end - 1 : end]).isspace():
             end -= 1
         closing = response[end - 1 : end]
+        if not finished:
+            return response[: end - 1] if closing and self.special.issuperset(closing) else response
         if not self.special.issuperset(closing) or not closing:
             return response + self.eos
         if closing != self.eos and not self._warned_of_turn_end:
@@ -180,18 +220,21 @@ class Encoder:
             )
         return response[:end]
 
-    def _fit(self, group: Group, prompt: list[int], responses: list[list[int]]) -> TokenGroup | None:
+    def _fit(
+        self, group: Group, prompt: list[int], responses: list[list[int]], weights: list[list[float]] | None
+    ) -> TokenGroup | None:
         """The group within the lengths, or None if it is dropped."""
-        room = self.lengths.of_prompt(max(map(len, responses)))
-        left = self.lengths.max_length - min(len(prompt), room)
+        longest = max(map(len, responses), default=0)
+        room, left = self.lengths.room(len(prompt), longest)
         prompt_cut, responses_cut = len(prompt) > room, sum(len(response) > left for response in responses)
         if prompt_cut or responses_cut:
             if self.lengths.too_long == "raise":
                 raise UserError(
-                    f"{group.source}: {len(prompt)} tokens of prompt and up to {max(map(len, responses))} of response exceed "
-                    f"{self.lengths}. Raise the lengths, or set too_long to cut or drop."
+                    f"{group.source}: {len(prompt)} tokens of prompt and up to {longest} of response exceed {self.lengths}. "
+                    "Raise the lengths, or set too_long to cut or drop."
                 )
-            if self.lengths.too_long == "drop":
+            # The end of a response that was stopped is all that is known of it.
+            if self.lengths.too_long == "drop" or (responses_cut and not group.finished):
                 self.counts.too_long += 1
                 return None
             self.counts.prompts_cut += prompt_cut
@@ -201,10 +244,11 @@ class Encoder:
             head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
             prompt = head + prompt[len(prompt) - room + len(head) :]
         responses = [response[:left] for response in responses]
+        weights = None if weights is None else [of_response[:left] for of_response in weights]
         self.counts.groups += 1
         self.counts.responses += len(responses)
         self.counts.tokens += len(prompt) + sum(map(len, responses))
-        return TokenGroup(prompt, responses, group.scores, group.labels, group.margin)
+        return TokenGroup(prompt, responses, group.scores, group.labels, group.margin, weights=weights)
 
     @property
     def _template(self) -> str:

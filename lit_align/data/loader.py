@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from lit_align.data.token_groups import TokenGroups
-from lit_align.groups import GroupBatch, TokenGroup
+from lit_align.groups import TokenGroup
 
 
-class GroupLoader:
+class Batch(Protocol):
+    """What a collate function makes."""
+
+    is_filler: bool
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class GroupLoader(Generic[BatchT]):
     """Batches of groups, an equal number on every rank, each group in one of them.
 
     Shuffled, it is an endless stream of epochs, each in its own order: `iter()` serves the next `len()` batches from where
@@ -43,7 +53,7 @@ class GroupLoader:
         self,
         groups: TokenGroups,
         batch_size: int,
-        collate: Callable[[list[TokenGroup]], GroupBatch],
+        collate: Callable[[list[TokenGroup]], BatchT],
         *,
         shuffle: bool,
         seed: int = 0,
@@ -68,7 +78,7 @@ class GroupLoader:
     def __len__(self) -> int:
         return math.ceil(len(self.groups) / (self.batch_size * self.world))
 
-    def __iter__(self) -> Iterator[GroupBatch]:
+    def __iter__(self) -> Iterator[BatchT]:
         # A generator, so nothing happens before the first batch is asked for: Lightning calls iter() more often than that.
         first = self._served if self.shuffle else 0
         batches = DataLoader(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule, _noted
+from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule, with_progress
 from lit_align.data.counts import Counts, OnBadRow
 from lit_align.data.encoding import Encoder, TooLong
-from lit_align.data.loader import GroupLoader
 from lit_align.data.mini_instruct import PROMPTS
 from lit_align.data.row_reader import RowError, RowReader
-from lit_align.data.rows import _rows
+from lit_align.data.rows import read_rows
 from lit_align.data.schema import read_group
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
@@ -75,19 +74,16 @@ class PromptCounts(Counts):
 class PromptEncoder(Encoder):
     """Encodes groups without responses as they would be encoded with some."""
 
-    def _fit(self, group: Group, prompt: list[int], responses: list[list[int]]) -> TokenGroup | None:
-        if self.lengths.too_long == "raise" and len(prompt) > self.lengths.of_prompt(1):
+    def _fit(
+        self, group: Group, prompt: list[int], responses: list[list[int]], weights: list[list[float]] | None
+    ) -> TokenGroup | None:
+        limit = self.lengths.max_prompt_length
+        if self.lengths.too_long == "raise" and limit is not None and len(prompt) > limit:
             raise UserError(
-                f"{group.source}: a prompt of {len(prompt)} tokens exceeds max_prompt_length "
-                f"({self.lengths.of_prompt(1)}). Raise it, or set too_long to cut or drop."
+                f"{group.source}: a prompt of {len(prompt)} tokens exceeds max_prompt_length ({limit}). Raise it, or set "
+                "too_long to cut or drop."
             )
-        # EOS alone is the shortest of all responses, and takes no room from the prompt.
-        fitted = super()._fit(group, prompt, [self.eos])
-        if fitted is None:
-            return None
-        self.counts.responses -= 1
-        self.counts.tokens -= 1
-        return fitted._replace(responses=[])
+        return super()._fit(group, prompt, [], None)
 
 
 class PromptData(GroupDataModule):
@@ -151,7 +147,7 @@ class PromptData(GroupDataModule):
     def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
         counts = PromptCounts(self.on_bad_row)
         groups = self._accepted(self._read(split, counts), counts)
-        pairs = list(_noted(PromptEncoder(tokenizer, self.lengths, counts).encode(groups), split))
+        pairs = list(with_progress(PromptEncoder(tokenizer, self.lengths, counts).encode(groups), split))
         names = ", ".join(self.names[split])
         if not pairs:
             raise UserError(f"data.{split}: no prompt of {names} can be used: {counts}")
@@ -174,10 +170,8 @@ class PromptData(GroupDataModule):
                 yield group
                 limit = None if limit is None else limit - 1
 
-    def _make_loader(self, split: str, batch_size: int, shuffle: bool) -> GroupLoader:
-        loader = super()._make_loader(split, batch_size, shuffle)
-        loader.collate = cast("Any", partial(prompt_batch, texts=self._texts[split]))
-        return loader
+    def _collate(self, split: str) -> Callable[[list[TokenGroup]], PromptBatch]:
+        return partial(prompt_batch, texts=self._texts[split])
 
 
 def prompt_batch(groups: Sequence[TokenGroup], texts: Sequence[Text]) -> PromptBatch:
@@ -201,7 +195,7 @@ def read_prompts(name: str, counts: Counts, columns: Mapping[str, str] | None = 
         RowError: A row without a usable prompt, unless `counts` skips it; it names file, row and column.
         UserError: There is no such file or data set, or it cannot be read at all.
     """
-    for source, row in _rows(name):
+    for source, row in read_rows(name):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -215,9 +209,8 @@ def _prompt(row: object, source: str, columns: Mapping[str, str] | None) -> Text
     try:
         return read_group(row, source, columns).prompt
     except RowError:
-        if (
-            not isinstance(row, Mapping) or "chosen" in row
-        ):  # comparisons may keep turns of the prompt in their responses
+        # Comparisons may keep turns of the prompt in their responses.
+        if not isinstance(row, Mapping) or "chosen" in row:
             raise
         ours = row if columns is None else {name: row.get(theirs) for name, theirs in columns.items()}
         reader = RowReader(ours, source)

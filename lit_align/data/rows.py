@@ -32,7 +32,7 @@ def read_groups(name: str, counts: Counts, columns: Mapping[str, str] | None = N
             and column.
         UserError: There is no such file or data set, or it cannot be read at all.
     """
-    for source, row in _rows(name):
+    for source, row in read_rows(name):
         try:
             if isinstance(row, RowError):
                 raise row
@@ -67,7 +67,7 @@ def load_from_hub(name: str) -> Any:
     return _one_split(loaded, name, split)
 
 
-def _rows(name: str) -> Iterator[tuple[str, object]]:
+def read_rows(name: str) -> Iterator[tuple[str, object]]:
     """Pairs of source and row; a row is a `RowError` where it cannot even be parsed."""
     path = Path(name)
     if path.is_file():

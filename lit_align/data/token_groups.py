@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,18 +39,24 @@ class TokenGroups(Dataset[TokenGroup]):
     because there are no Python objects in it whose reference counts would have it copied.
 
     Args:
-        groups: Groups as text, each with its encoding. All have scores or none has; the same for labels.
+        groups: Groups as text, each with its encoding. All have scores or none has; the same for labels. Where some have
+            weights, the tokens of the others weigh 1.
     """
 
     def __init__(self, groups: Iterable[tuple[Group, TokenGroup]]) -> None:
         ids, lengths, sizes = array("i"), array("q"), array("q")
-        scores, labels, margins = array("d"), array("b"), array("d")
+        scores, labels, margins, weights = array("d"), array("b"), array("d"), array("f")
         sources, source_lengths = bytearray(), array("q")
         text = hashlib.blake2b(digest_size=16)
         for group, tokens in groups:
             for sequence in (tokens.prompt, *tokens.responses):
                 ids.extend(sequence)
                 lengths.append(len(sequence))
+            if tokens.weights is not None:
+                # One for each of `ids`: 1 for whatever came since the last group with weights, and for the prompt.
+                weights.extend(repeat(1.0, len(ids) - sum(map(len, tokens.weights)) - len(weights)))
+                for of_response in tokens.weights:
+                    weights.extend(of_response)
             sizes.append(len(tokens.responses))
             scores.extend(tokens.scores or ())
             labels.extend(tokens.labels or ())
@@ -57,13 +64,15 @@ class TokenGroups(Dataset[TokenGroup]):
             source = group.source.encode()
             sources += source
             source_lengths.append(len(source))
-            text.update(repr((group.prompt, group.responses, group.scores, group.labels, group.margin)).encode())
+            text.update(repr(replace(group, source="")).encode())
         self._ids = np.array(ids, dtype=np.int32)
         self._id_offsets = _offsets(lengths)
         self._response_offsets = _offsets(sizes)
         self._scores = _for_all(np.array(scores, dtype=np.float64), self.n_responses, "scores")
         self._labels = _for_all(np.array(labels, dtype=np.bool_), self.n_responses, "labels")
         self._margins = np.array(margins, dtype=np.float64)
+        weights.extend(repeat(1.0, len(ids) - len(weights) if weights else 0))
+        self._weights = np.array(weights, dtype=np.float32) if weights else None
         self._sources = bytes(sources)
         self._source_offsets = _offsets(source_lengths)
         self._text = text.hexdigest()
@@ -83,6 +92,7 @@ class TokenGroups(Dataset[TokenGroup]):
         # Each group before this one has a prompt in `_ids` besides its responses.
         cuts = self._id_offsets[first + row : last + row + 2].tolist()
         prompt, *responses = (self._ids[a:b].tolist() for a, b in pairwise(cuts))
+        weights = None if self._weights is None else [self._weights[a:b].tolist() for a, b in pairwise(cuts[1:])]
         return TokenGroup(
             prompt,
             responses,
@@ -90,7 +100,13 @@ class TokenGroups(Dataset[TokenGroup]):
             None if self._labels is None else self._labels[first:last].tolist(),
             float(self._margins[row]),
             row,
+            weights,
         )
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether any row weighs its tokens."""
+        return self._weights is not None
 
     def source(self, row: int) -> str:
         """Where a row came from: "rows.jsonl, row 12"."""
@@ -101,7 +117,8 @@ class TokenGroups(Dataset[TokenGroup]):
     def fingerprint(self) -> Fingerprint:
         """What these rows are, encoded as they are."""
         tokens = hashlib.blake2b(digest_size=16)
-        for values in (self._ids, self._id_offsets, self._response_offsets, self._scores, self._labels, self._margins):
+        of_responses = (self._scores, self._labels, self._margins, self._weights)
+        for values in (self._ids, self._id_offsets, self._response_offsets, *of_responses):
             tokens.update(b"-" if values is None else values.tobytes())
         return Fingerprint(len(self), self._text, tokens.hexdigest())
 

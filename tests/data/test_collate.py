@@ -107,3 +107,22 @@ def test_order_of_groups_carries_through(random_groups: Callable[..., list[Token
         of_theirs = torch.isin(turned.response_index, theirs.nonzero())
         assert torch.equal(batch.targets[of_mine], turned.targets[of_theirs])
     assert batch.rows.tolist() == turned.rows.tolist()[::-1]
+
+
+def test_weights_of_tokens_by_hand() -> None:
+    groups = [
+        TokenGroup([5], [[7, 1], [8, 9, 1]], weights=[[0.5, 1.0], [2.0, 0.0, 1.0]]),
+        TokenGroup([2], [[1]], weights=[[3.0]]),
+    ]
+    batch = padded(groups, pad_id=0)
+    assert batch.token_weights is not None
+    assert batch.token_weights.tolist() == [0.5, 1.0, 2.0, 0.0, 1.0, 3.0]
+    assert batch.token_weights.dtype == torch.float32
+    assert batch.weighted_sums(torch.tensor([2.0, 1.0, 1.0, 5.0, 1.0, 2.0])).tolist() == [2.0, 3.0, 6.0]
+    assert padded(GROUPS, pad_id=0).token_weights is None
+    assert padded(GROUPS, pad_id=0).weighted_sums(torch.ones(6)).tolist() == [2.0, 3.0, 1.0]
+
+
+def test_weights_of_some_groups_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="Some groups of the batch have weights"):
+        padded([TokenGroup([5], [[7]], weights=[[0.5]]), TokenGroup([2], [[1]])], pad_id=0)

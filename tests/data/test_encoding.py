@@ -13,7 +13,7 @@ from lit_align.data.counts import Counts
 from lit_align.data.encoding import Encoder, Lengths
 from lit_align.data.row_reader import RowError
 from lit_align.errors import UserError
-from lit_align.groups import Group, Message, TokenGroup
+from lit_align.groups import Group, Message, Span, TokenGroup
 
 EOS = 1
 CHAT: list[Message] = [{"role": "user", "content": "hello"}]
@@ -173,3 +173,56 @@ def test_counts_in_words() -> None:
         "1,200 prompts with 2,400 responses, 99 tokens; 2 without a preference dropped; 3 dropped as too long; "
         "4 prompts cut on the left; 5 responses cut on the right"
     )
+
+
+def test_weights_of_words_go_to_their_tokens(word_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    # One token a letter; the closing EOS weighs what the last letter does.
+    spans = (Span(0, 1, 0.5), Span(3, 5, 2.0))
+    group = Group("a b", ("c d e", "f"), weights=(spans, ()))
+    (tokens,) = _encode(word_tokenizer(adds_bos=True), [group])
+    assert tokens.responses == [[6, 7, 8, EOS], [9, EOS]]
+    assert tokens.weights == [[0.5, 1.0, 2.0, 2.0], [1.0, 1.0]]
+    (cut,) = _encode(word_tokenizer(), [group], Lengths(5, 2))
+    assert (cut.responses[0], cut.weights) == ([6, 7, 8], [[0.5, 1.0, 2.0], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize("text", ["hello there", "  hello there"])
+@pytest.mark.parametrize("trim", [False, True])
+def test_weights_find_their_words_in_a_chat(chat_tokenizer: PreTrainedTokenizerFast, text: str, trim: bool) -> None:
+    if trim:
+        assert chat_tokenizer.chat_template is not None
+        chat_tokenizer.chat_template = chat_tokenizer.chat_template.replace("['content'] }}", "['content'] | trim }}")
+    begin = text.index("there")
+    (tokens,) = _encode(chat_tokenizer, [Group(CHAT, (text,), weights=((Span(begin, begin + 5, 0.0),),))])
+    assert tokens.weights is not None
+    for token, weight in zip(tokens.responses[0], tokens.weights[0], strict=True):
+        letters = chat_tokenizer.decode([token])
+        # "hello", and whatever of it became tokens of its own, weighs 1; EOS goes with the last word.
+        assert weight == (0.0 if letters.strip() in ("there", "<|im_end|>") or "ther" in letters else 1.0), letters
+    assert 0.0 in tokens.weights[0]
+    assert 1.0 in tokens.weights[0]
+
+
+def test_weights_need_the_text_they_speak_of(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    assert chat_tokenizer.chat_template is not None
+    chat_tokenizer.chat_template = chat_tokenizer.chat_template.replace("['content'] }}", "['content'] | upper }}")
+    with pytest.raises(RowError, match="row 4: the chat template of 'chatml' changes the text of the response"):
+        _encode(chat_tokenizer, [Group(CHAT, ("hello",), source="row 4", weights=((Span(0, 1, 2.0),),))])
+
+
+def test_a_response_that_was_stopped_is_not_closed(
+    chat_tokenizer: PreTrainedTokenizerFast, word_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> None:
+    (plain,) = _encode(word_tokenizer(), [Group("a", ("b c",), labels=(False,), finished=False)])
+    assert (plain.responses, plain.labels) == ([[5, 6]], (False,))
+    (chat,) = _encode(chat_tokenizer, [Group(CHAT, ("hello the",), labels=(False,), finished=False)])
+    assert chat_tokenizer.decode(chat.responses[0]) == "hello the"
+
+
+def test_a_stop_that_would_be_cut_away_is_dropped(word_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    counts = Counts()
+    group = Group("a", ("b c d e",), labels=(False,), finished=False)
+    assert _encode(word_tokenizer(), [group], Lengths(4, 2), counts) == []
+    assert counts.too_long == 1
+    (kept,) = _encode(word_tokenizer(), [group], Lengths(5, 2), counts)
+    assert kept.responses == [[5, 6, 7, 8]]

@@ -53,3 +53,23 @@ def test_the_fingerprint_tells_text_from_encoding() -> None:
     text, tokens = fingerprint(Group("a", ("b",)), TokenGroup([1, 2], [[3]]))
     assert (text, tokens != first[1]) == (first[0], True)
     assert fingerprint(Group("a", ("b",), margin=1.0), TokenGroup([1], [[2, 3]], margin=1.0))[1] != first[1]
+
+
+def test_rows_without_weights_weigh_1_where_others_have_some() -> None:
+    rows = TokenGroups(
+        (_text(), group)
+        for group in [
+            TokenGroup([1, 2], [[3], [4, 5]]),
+            TokenGroup([6], [[7, 8], [9]], weights=[[0.5, 2.0], [0.25]]),
+            TokenGroup([1], [[2]]),
+            TokenGroup([3, 3, 3], [[4]], weights=[[4.0]]),
+            TokenGroup([1], [[2, 2]]),
+        ]
+    )
+    expected = [[[1.0], [1.0, 1.0]], [[0.5, 2.0], [0.25]], [[1.0]], [[4.0]], [[1.0, 1.0]]]
+    assert rows.has_weights
+    assert [rows[i].weights for i in range(5)] == expected
+    plain = TokenGroups([(_text(), TokenGroup([1], [[2]]))])
+    assert (plain.has_weights, plain[0].weights) == (False, None)
+    weighed = TokenGroups([(_text(), TokenGroup([1], [[2]], weights=[[1.0]]))])
+    assert weighed.fingerprint.tokens != plain.fingerprint.tokens
