@@ -104,7 +104,8 @@ class GroupBatch:
     rounds the float tensors it finds there; an object with `.to()` it only moves.
 
     Args:
-        model_inputs: What the trunk is called with: `input_ids (R, T)`, `attention_mask`, `position_ids`.
+        model_inputs: What the trunk is called with: `input_ids (R, T)`, `attention_mask`, `position_ids`. The shared layout has
+            `visible_until` where the mask would be; see `lit_align.models.tree_mask`.
         predict_index: Positions, flat into `R * T`, whose hidden state predicts each response token, `(M,)`.
         targets: The response tokens themselves, `(M,)`.
         response_index: The response each token belongs to, in `[0, N)`, sorted, `(M,)`.

@@ -8,6 +8,7 @@ from lit_align.data.mismatched import LabelBatch
 from lit_align.data.modules import LabelData, PreferenceData, RankingData, SFTData
 from lit_align.data.prompts import PromptBatch, PromptData, read_prompts
 from lit_align.data.rows import read_groups
+from lit_align.data.shared_layout import shared
 from lit_align.data.token_groups import Fingerprint, TokenGroups
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "padded",
     "read_groups",
     "read_prompts",
+    "shared",
 ]

@@ -21,9 +21,10 @@ from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.loader import GroupLoader
 from lit_align.data.row_reader import RowError
 from lit_align.data.rows import is_hub_name, load_from_hub, read_groups
+from lit_align.data.shared_layout import shared
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
-from lit_align.groups import Group, TokenGroup
+from lit_align.groups import Group, GroupBatch, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer
 from lit_align.runtime import gather_per_rank
 
@@ -62,6 +63,10 @@ class GroupDataModule(LightningDataModule, ABC):
             `raise`.
         on_bad_row: `raise` stops at the first row that is malformed, `skip` leaves it out and reports how many there were.
         columns: Names for rows whose columns go by others: `{prompt: question, completion: answer}`.
+        layout: `padded` gives each response a row of its own, with its prompt, for any model. `shared` has a prompt once, its
+            responses behind it and other groups in the same row, for models with ordinary attention (`sdpa` or `eager`).
+        tokens_per_row: Of the shared layout; rows are as wide as the longest group if that is more. Many are good where
+            prompts or groups differ much in length, few where attention is dear. `max_length` if not given.
         num_workers: Processes that put batches together.
         tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
     """
@@ -82,13 +87,23 @@ class GroupDataModule(LightningDataModule, ABC):
         too_long: TooLong = "cut",
         on_bad_row: OnBadRow = "raise",
         columns: dict[str, str] | None = None,
+        layout: Literal["padded", "shared"] = "padded",
+        tokens_per_row: int | None = None,
         num_workers: int = 0,
         tokenizer: str | None = None,
     ) -> None:
         super().__init__()
         if val is None and val_batch_size is not None:
             raise UserError("val_batch_size has no effect without val: name rows to validate on, or leave it out.")
-        for name, size in {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_rows": max_rows}.items():
+        if layout == "padded" and tokens_per_row is not None:
+            raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
+        sizes = {
+            "batch_size": batch_size,
+            "val_batch_size": val_batch_size,
+            "max_rows": max_rows,
+            "tokens_per_row": tokens_per_row,
+        }
+        for name, size in sizes.items():
             if size is not None and size < 1:
                 raise UserError(f"{name} must be at least 1, got {size}.")
         self.names = {"train": [train] if isinstance(train, str) else train, "val": [] if val is None else [val]}
@@ -103,6 +118,9 @@ class GroupDataModule(LightningDataModule, ABC):
         self.lengths = Lengths(max_length, max_prompt_length, too_long)
         self.on_bad_row: OnBadRow = on_bad_row
         self.columns = columns
+        self.layout: Callable[..., GroupBatch] = (
+            padded if layout == "padded" else partial(shared, tokens_per_row=tokens_per_row or max_length)
+        )
         self.num_workers = num_workers
         self.tokenizer = tokenizer
         self._encoded: dict[str, TokenGroups] = {}
@@ -241,7 +259,7 @@ class GroupDataModule(LightningDataModule, ABC):
         assert self._encoder_tokenizer is not None
         tokenizer = self._encoder_tokenizer
         return partial(
-            padded, pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            self.layout, pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
 
     def _find_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 from lit_align.models.sampling import Sampling
+from lit_align.models.tree_mask import trunk_inputs
 
 MAX_LOGITS = 2**24
 """Logits held at once: 64 MiB in float32. More are computed in chunks, and once more in the backward pass."""
@@ -64,7 +65,8 @@ def response_hidden(model: Any, batch: GroupBatch) -> Tensor:
 
 def trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
     """The trunk's last hidden states at every position, `(R * T, H)`."""
-    output = trunk(model)(**batch.model_inputs, use_cache=False)
+    below_head = trunk(model)
+    output = below_head(**trunk_inputs(below_head, batch.model_inputs), use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden.flatten(0, 1)
 

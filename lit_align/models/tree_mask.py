@@ -1,0 +1,155 @@
+"""Attention over rows that hold trees: a prompt, its responses behind it, and the next prompt behind them.
+
+The `shared` layout says with each token how far to the right of it the token may be seen, `visible_until (R, T)`. That is all
+a model needs besides positions that restart; this file puts it in the form each kind of model takes, and finds out by a
+measurement whether a model takes it at all: one that ignores it would train on wrong numbers without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+OWN_LIMITS = ("window_size", "attention_chunk_size", "keep_window_size", "index_topk", "indexer_budget")
+"""Settings by which a model limits attention inside its own layers (GPT-Neo, Llama 4, Doge, DeepSeek-V3.2, ...)."""
+
+_measured: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""The trunks that passed, each with the attention implementation it passed with."""
+
+
+def trunk_inputs(trunk: Any, model_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a trunk is called with: a batch's model inputs, with `visible_until (R, T)`, if they have it, made into a mask.
+
+    Raises:
+        UserError: The trunk cannot run on trees; see `check_trees`.
+    """
+    inputs: dict[str, Any] = dict(model_inputs)
+    visible_until = inputs.pop("visible_until", None)
+    if visible_until is None:
+        return inputs
+    check_trees(trunk, visible_until.device)
+    return inputs | {"attention_mask": _attention_mask(trunk, visible_until, inputs["position_ids"])}
+
+
+def check_trees(trunk: Any, device: torch.device) -> None:
+    """Refuses a trunk that does not say the same of a response in a tree as of the response alone.
+
+    A few tokens are run both ways, once for each model. A sliding window, which would not show within so few, is set to 3
+    meanwhile.
+
+    Args:
+        trunk: Without its head.
+        device: Where its weights are.
+
+    Raises:
+        UserError: The two differ, or the model fails; the sentence names the way out.
+    """
+    implementation = trunk.config._attn_implementation
+    if _measured.get(trunk) == implementation:
+        return
+    reason = _known_reason(trunk.config, implementation)
+    if reason is None:
+        error, tolerance = _measure(trunk, device)
+        if not error <= tolerance:
+            reason = (
+                f"it changes its hidden states by {error:.2g} of their size, as a model does that ignores a mask of its "
+                "own, or takes positions from a token's column"
+            )
+    if reason is not None:
+        raise _refusal(trunk, reason)
+    _measured[trunk] = implementation
+
+
+def _known_reason(config: Any, implementation: str) -> str | None:
+    if implementation not in ("sdpa", "eager"):
+        return f"attn_implementation: {implementation} takes no mask of its own (sdpa and eager do)"
+    others = sorted(_kinds(config) - {FULL, SLIDING})
+    if others:
+        return f"it has layers of the kind {', '.join(others)}"
+    limits = [name for name in OWN_LIMITS if getattr(config, name, None)]
+    if limits:
+        return f"its attention is limited by {limits[0]}, which counts columns of a row"
+    return None
+
+
+def _refusal(trunk: Any, reason: str) -> UserError:
+    return UserError(f"{type(trunk).__name__} cannot run with data.layout: shared: {reason}. Set data.layout: padded.")
+
+
+def _kinds(config: Any) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ())
+
+
+def _attention_mask(trunk: Any, visible_until: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
+    """The mask `(R, 1, T, T)`; for a model whose layers differ, one for each kind of layer.
+
+    transformers hands a four-dimensional mask to every layer as it is. So sliding windows are ours to cut, by positions;
+    sdpa wants it boolean, and eager attention adds it to the scores.
+    """
+    column = torch.arange(visible_until.shape[1], device=visible_until.device)
+    masks = {FULL: (column <= column[:, None]) & (column[:, None] < visible_until[:, None, :])}
+    window = getattr(trunk.config, "sliding_window", None)
+    if window is not None:
+        masks[SLIDING] = masks[FULL] & (position_ids[:, :, None] - position_ids[:, None, :] < window)
+    ready = {kind: _for_implementation(trunk, mask[:, None]) for kind, mask in masks.items()}
+    kinds = _kinds(trunk.config) or {SLIDING if window is not None else FULL}
+    return {kind: ready[kind] for kind in kinds} if len(kinds) > 1 else ready[kinds.pop()]
+
+
+def _for_implementation(trunk: Any, mask: Tensor) -> Tensor:
+    if trunk.config._attn_implementation == "sdpa":
+        return mask
+    dtype = trunk.get_input_embeddings().weight.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _measure(trunk: Any, device: torch.device) -> tuple[float, float]:
+    """How far hidden states in a tree are off those of each path alone, as a share of their size, and what may be."""
+    # Two trees in one row of 38 columns, each a prompt of 3 tokens and 2 responses of 8; so 4 paths of 11.
+    prompt, response = torch.arange(3, device=device), torch.arange(3, 11, device=device)
+    tree = torch.stack([torch.cat([prompt, response]), torch.cat([prompt, response + 8])])
+    paths = torch.cat([tree, tree + 19])
+    position_ids = torch.cat([prompt, response, response]).repeat(2)[None]
+    until = torch.tensor([19, 11, 19], device=device).repeat_interleave(torch.tensor([3, 8, 8], device=device))
+    visible_until = torch.cat([until, until + 19])[None]
+    ids = 1 + torch.arange(38, device=device) % (trunk.get_input_embeddings().num_embeddings - 1)
+    with _as_in_a_measurement(trunk, device):
+        alone = trunk(input_ids=ids[paths], use_cache=False).last_hidden_state
+        try:
+            mask = _attention_mask(trunk, visible_until, position_ids)
+            output = trunk(input_ids=ids[None], position_ids=position_ids, attention_mask=mask, use_cache=False)
+        except Exception as error:
+            raise _refusal(trunk, f"given the mask, it fails with {type(error).__name__}: {error}") from error
+    in_tree = output.last_hidden_state[0, paths]
+    tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
+    return float((in_tree.float() - alone.float()).norm() / alone.float().norm()), tolerance
+
+
+@contextmanager
+def _as_in_a_measurement(trunk: Any, device: torch.device) -> Iterator[None]:
+    """No dropout, no gradients, no autocast, a short window; all as it was afterwards."""
+    modes = [(module, module.training) for module in trunk.modules()]
+    window = getattr(trunk.config, "sliding_window", None)
+    trunk.eval()
+    if window is not None:
+        trunk.config.sliding_window = 3
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if window is not None:
+            trunk.config.sliding_window = window
+        for module, mode in modes:
+            module.training = mode
