@@ -59,6 +59,8 @@ class MetricsFile:
         self.metrics: list[dict[str, Any]] = []
         self.columns: list[str] = []
         if self.file.exists():
+            whole_lines, end, _ = self.file.read_bytes().rpartition(b"\n")
+            self.file.write_bytes(whole_lines + end)  # a run that was killed may have left half a line
             with self.file.open(newline="") as lines:
                 self.columns = list(csv.DictReader(lines).fieldnames or [])
 

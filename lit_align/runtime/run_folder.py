@@ -56,7 +56,7 @@ class RunFolder:
         Raises:
             UserError: The folder holds a run already.
         """
-        if self.metrics.exists() or self.checkpoints.exists():
+        if self.metrics.exists() or any(self.checkpoints.glob("*")):
             raise UserError(
                 f"{self.path} already holds a run. Continue it with `--ckpt_path last`, replace it with `--overwrite true`, "
                 "or name another folder with `--run`."
@@ -101,10 +101,11 @@ def fill_from_run(config: Namespace, command: str) -> Namespace:
     """
     filled = config.clone()
     trainer = filled.get("trainer")
-    if config.get("run") is None or trainer is None:
+    if trainer is None:
         return filled
-    run = RunFolder(Path(str(config.run)))
-    if trainer.get("default_root_dir") is None:
+    # Without a run nothing is written, and where a logger would have written does not matter.
+    run = RunFolder(Path(str(config.get("run") or "runs")))
+    if config.get("run") is not None and trainer.get("default_root_dir") is None:
         trainer["default_root_dir"] = str(run.path)
     loggers = trainer.get("logger")
     if loggers is None or loggers is True:
