@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
@@ -72,11 +74,19 @@ class AlignmentCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="fit only: replace the run that the folder holds."
         )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads of torch. Models of a few million parameters are fastest with 1: more only wait for each other.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Refuses what cannot go well before a model is loaded, and fills in what the config left open."""
         run, command = self.run_folder, str(self.subcommand)
         config = self.config[command]
+        if config.get("threads"):
+            torch.set_num_threads(config.threads)
         ckpt_path, overwrite = config.get("ckpt_path"), config.get("overwrite")
         if run is None and self.writes_run:
             raise UserError("A run needs a folder: add `run: runs/<group>/<name>` to the config, or `--run`.")
