@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 from lit_align.data.base import GroupDataModule
+from lit_align.data.mismatched import CollateMismatched
 from lit_align.data.row_reader import RowError
-from lit_align.groups import Group
+from lit_align.groups import Group, TokenGroup
 
 
 class SFTData(GroupDataModule):
@@ -50,3 +55,30 @@ class RankingData(GroupDataModule):
                 f"{len(group.responses)} response(s){'' if group.scores else ' and no scores'}."
             )
         return None if len(set(group.scores)) == 1 else group
+
+
+class LabelData(GroupDataModule):
+    """Responses labelled desirable or not (`prompt` + `completion` + `label`, or `messages` + `label`).
+
+    Pairs serve as two labelled responses to one prompt, the preferred one desirable. Every batch has its mismatched pairs
+    beside it; see `lit_align.data.mismatched`.
+    """
+
+    kind = "label"
+
+    def accept(self, group: Group) -> Group | None:
+        """The row, if its responses have labels, or are two of which one is preferred."""
+        if group.labels is not None:
+            return group
+        if len(group.responses) != 2 or group.scores is None:
+            raise RowError(
+                f"{group.source}: LabelData takes responses with a label, or pairs with a preference, and this row has "
+                f"{len(group.responses)} response(s) without a label."
+            )
+        first, second = group.scores
+        if first == second:
+            return None
+        return replace(group, scores=None, labels=(first > second, second > first))
+
+    def _collate(self, split: str) -> Callable[[list[TokenGroup]], Any]:
+        return CollateMismatched(self._encoded[split], super()._collate(split))

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_align.data import PreferenceData, RankingData, SFTData
+from lit_align.data import LabelData, PreferenceData, RankingData, SFTData
 from lit_align.errors import UserError
-from lit_align.methods import DPO, SFT, RewardModel, Schedule
+from lit_align.methods import DPO, KTO, SFT, RewardModel, Schedule
 from lit_align.models import ModelConfig
 
 # Resumed runs write their checkpoints elsewhere, so that they do not replace those they start from.
@@ -22,6 +22,7 @@ RUNS = {
     "sft": (SFT, SFTData, 0.1),  # dropout draws random numbers at every step
     "reward": (RewardModel, RankingData, 0.0),
     "dpo": (DPO, PreferenceData, 0.0),
+    "kto": (KTO, LabelData, 0.0),
 }
 
 

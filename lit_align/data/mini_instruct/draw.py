@@ -1,4 +1,4 @@
-"""Rows of the task: demonstrations, preferences and rankings, drawn from the demonstrator and labelled by gold."""
+"""Rows of the task: demonstrations, preferences, rankings and labels, drawn from the demonstrator and judged by gold."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ import random
 from bisect import bisect_right
 from functools import cache
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 from lit_align.data.mini_instruct.demonstrator import demonstrator_logps
-from lit_align.data.mini_instruct.task import PROMPTS, gold, responses
+from lit_align.data.mini_instruct.task import PROMPTS, gold, gold_scores, responses
 from lit_align.errors import UserError
 from lit_align.groups import Group
+
+Kind = Literal["sft", "preference", "ranking", "label"]
 
 RANKED = (4, 9)
 """Fewest and most responses of a ranking; every number between is as likely."""
 
 
-def groups(
-    kind: Literal["sft", "preference", "ranking"], rows: int, seed: int = 0, split: Literal["train", "val"] = "train"
-) -> list[Group]:
+def groups(kind: Kind, rows: int, seed: int = 0, split: Literal["train", "val"] = "train") -> list[Group]:
     """Draw rows. Fewer rows of the same kind, seed and split are the first of more.
 
     Prompts are uniform. The responses of a row are independent draws of the demonstrator, drawn anew, all of them,
     until no two are equal. They are ordered by gold plus standard Gumbel noise, that is by a Plackett-Luce model at
     scale 1, so that any two of them compare as Bradley-Terry on gold says: P(y over y') = sigmoid(gold(y) - gold(y')).
+    A label says whether a response would have been preferred to a middling one: it is desirable with probability
+    sigmoid(gold(y) - m), m the median gold of the demonstrator's responses to that prompt.
 
     Args:
         kind: "sft" (one demonstration, nothing else known), "preference" (two responses, the preferred one first,
-            scores (1, 0)) or "ranking" (4 to 9 responses as drawn, scores are minus the ranks).
+            scores (1, 0)), "ranking" (4 to 9 responses as drawn, scores are minus the ranks) or "label" (one response,
+            desirable or not).
         rows: How many, at least 1.
         seed: Another seed gives other rows.
         split: "train" and "val" are different draws of the same distribution.
@@ -37,8 +40,8 @@ def groups(
     Raises:
         UserError: Where an argument is none of those above.
     """
-    if kind not in ("sft", "preference", "ranking"):
-        raise UserError(f"mini_instruct has no rows of kind {kind!r}; ask for 'sft', 'preference' or 'ranking'.")
+    if kind not in get_args(Kind):
+        raise UserError(f"mini_instruct has no rows of kind {kind!r}; ask for one of {', '.join(get_args(Kind))}.")
     if split not in ("train", "val"):
         raise UserError(f"mini_instruct has no split {split!r}; ask for 'train' or 'val'.")
     if rows < 1:
@@ -52,14 +55,18 @@ def _row(kind: str, rng: random.Random, source: str) -> Group:
     prompt = rng.randrange(len(PROMPTS))
     if kind == "sft":
         return Group(PROMPTS[prompt], tuple(_draw(rng, prompt, k=1)), source=source)
+    if kind == "label":
+        (drawn,) = _draw(rng, prompt, k=1)
+        chance = 1 / (1 + math.exp(median_gold(prompt) - gold(PROMPTS[prompt], drawn)))
+        return Group(PROMPTS[prompt], (drawn,), labels=(rng.random() < chance,), source=source)
     k = 2 if kind == "preference" else rng.randint(*RANKED)
-    drawn = _draw(rng, prompt, k)
-    noisy = {text: gold(PROMPTS[prompt], text) + _gumbel(rng) for text in drawn}
-    best_first = sorted(drawn, key=lambda text: -noisy[text])
+    texts = _draw(rng, prompt, k)
+    noisy = {text: gold(PROMPTS[prompt], text) + _gumbel(rng) for text in texts}
+    best_first = sorted(texts, key=lambda text: -noisy[text])
     if kind == "preference":
         return Group(PROMPTS[prompt], tuple(best_first), scores=(1.0, 0.0), source=source)
-    scores = tuple(-float(best_first.index(text) + 1) for text in drawn)
-    return Group(PROMPTS[prompt], tuple(drawn), scores=scores, source=source)
+    scores = tuple(-float(best_first.index(text) + 1) for text in texts)
+    return Group(PROMPTS[prompt], tuple(texts), scores=scores, source=source)
 
 
 def _draw(rng: random.Random, prompt: int, k: int) -> list[str]:
@@ -69,6 +76,14 @@ def _draw(rng: random.Random, prompt: int, k: int) -> list[str]:
         drawn = [responses()[bisect_right(cumulative, rng.random() * cumulative[-1])] for _ in range(k)]
         if len(set(drawn)) == k:
             return drawn
+
+
+@cache
+def median_gold(prompt: int) -> float:
+    """Half of the demonstrator's responses to a prompt score at most this."""
+    scores, order = gold_scores()[prompt].sort()
+    reached = demonstrator_logps()[prompt][order].exp().cumsum(0)
+    return float(scores[int((reached < 0.5).sum())])
 
 
 @cache

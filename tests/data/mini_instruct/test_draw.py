@@ -5,11 +5,12 @@ from typing import Literal
 import pytest
 import torch
 
-from lit_align.data.mini_instruct import PROMPTS, demonstrator_logps, gold, groups, responses
+from lit_align.data.mini_instruct import PROMPTS, demonstrator_logps, gold, gold_scores, groups, responses
+from lit_align.data.mini_instruct.draw import median_gold
 from lit_align.groups import Group
 
-Kind = Literal["sft", "preference", "ranking"]
-KINDS: tuple[Kind, ...] = ("sft", "preference", "ranking")
+Kind = Literal["sft", "preference", "ranking", "label"]
+KINDS: tuple[Kind, ...] = ("sft", "preference", "ranking", "label")
 
 
 def margin(row: Group) -> torch.Tensor:
@@ -86,6 +87,27 @@ def test_rankings_are_ragged_and_pairwise_bradley_terry() -> None:
 def test_ranking_draws_are_not_sorted() -> None:
     first = Counter(row.scores[0] for row in groups("ranking", 500) if row.scores is not None)
     assert len(first) == 9
+
+
+def test_labels_are_bernoulli_around_the_median() -> None:
+    rows = groups("label", 8_000)
+    p = demonstrator_logps().exp()
+    residual, variance, desirable = 0.0, 0.0, 0
+    for row in rows:
+        x = PROMPTS.index(str(row.prompt))
+        score = gold(str(row.prompt), row.responses[0])
+        median = median_gold(x)
+        assert row.labels is not None
+        chance = torch.sigmoid(torch.tensor(score - median)).item()
+        residual += row.labels[0] - chance
+        variance += chance * (1 - chance)
+        desirable += row.labels[0]
+    assert abs(residual) < 4 * variance**0.5
+    assert 0.4 < desirable / len(rows) < 0.6
+    for x in range(len(PROMPTS)):
+        below = p[x][gold_scores()[x] < median_gold(x)].sum().item()
+        at_most = p[x][gold_scores()[x] <= median_gold(x)].sum().item()
+        assert below < 0.5 <= at_most
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Kahneman-Tversky optimisation: learning from responses that are each labelled desirable or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lit_align.data import LabelBatch
+from lit_align.errors import UserError
+from lit_align.groups import GroupBatch, sum_by_response
+from lit_align.losses import KTO as KTOLoss
+from lit_align.losses import LabelLoss
+from lit_align.methods.base import AlignmentModule, StepOutput
+from lit_align.methods.schedule import Schedule
+from lit_align.models import ModelConfig, load_policy, response_logps, save_model
+
+
+class KTO(AlignmentModule):
+    """Makes desirable responses likelier and undesirable ones less likely, measured against how far the policy has moved.
+
+    Ethayarajh et al. 2024 (2402.01306), equation 7. The reference is the policy as it was before the first step. The point
+    that gains and losses are measured from is z0, the mean log-ratio of mismatched pairs (each response after a prompt that it
+    does not answer, see `lit_align.data.mismatched`) over the batch of all ranks; it costs a second forward pass, without
+    gradient. So two ranks equal one with batches twice as large; accumulated batches have a z0 each, and equal one large batch
+    as far as those agree.
+
+    Metrics: `rewards/chosen` and `rewards/rejected` (implicit rewards, beta times the log-ratio, of desirable and of
+    undesirable responses), `rewards/accuracy` (share of responses whose log-ratio is above z0 where desirable, and below it
+    where not; a half where it is equal), `logps/chosen` and `logps/rejected` (summed log-probabilities, nats), `kl/z0` (mean
+    log-ratio of the mismatched pairs, nats, before the loss takes a negative one as 0).
+
+    Args:
+        policy: The model to train, as a rule the one that SFT made.
+        loss: What a response costs.
+        optimizer: See `AlignmentModule`.
+        lr_scheduler: See `AlignmentModule`.
+    """
+
+    prog_bar = ("loss", "rewards/accuracy", "kl/z0")
+
+    def __init__(
+        self,
+        policy: ModelConfig,
+        loss: LabelLoss = KTOLoss(),
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7),
+        lr_scheduler: Schedule | LRSchedulerCallable = Schedule(warmup=0.1, decay="linear"),
+    ) -> None:
+        super().__init__(policy, optimizer, lr_scheduler)
+        self.loss = loss
+
+    def configure_model(self) -> None:
+        """Loads the policy, and freezes a copy of it as the reference."""
+        if not hasattr(self, "policy"):
+            self.policy = load_policy(self.policy_config)
+            self.keep_reference(self.policy)
+
+    def step(self, batch: GroupBatch) -> StepOutput:
+        """One loss a response."""
+        if not isinstance(batch, LabelBatch) or batch.labels is None:
+            raise UserError("KTO learns from labelled rows: set data.class_path: LabelData.")
+        labels = batch.labels
+        logps = self._sums(response_logps(self.policy, batch), batch)
+        log_ratios = logps - self._sums(self.reference_logps(batch), batch)
+        mismatched = self.mismatched_log_ratios(batch)
+        z0 = self._mean_over_ranks(mismatched, batch.is_filler)
+        with torch.no_grad():
+            rewards = self.loss.rewards(log_ratios)
+            gains = log_ratios - z0.clamp(min=0)
+        return StepOutput(
+            losses=self.loss(log_ratios, labels, z0),
+            metrics={
+                "rewards/chosen": rewards[labels],
+                "rewards/rejected": rewards[~labels],
+                "rewards/accuracy": (torch.where(labels, gains, -gains).sign() + 1) / 2,
+                "logps/chosen": logps[labels],
+                "logps/rejected": logps[~labels],
+                "kl/z0": mismatched,
+            },
+        )
+
+    @torch.no_grad()
+    def mismatched_log_ratios(self, batch: LabelBatch) -> Tensor:
+        """Log-ratio of every response after its mismatched prompt, summed over its tokens, nats, without gradient, `(N,)`."""
+        pairs = batch.mismatched
+        return self._sums(response_logps(self.policy, pairs) - self.reference_logps(pairs), pairs)
+
+    def export(self, folder: str | Path) -> None:
+        """Writes the policy."""
+        save_model(self.policy, self.tokenizer, folder, write=self.global_rank == 0)
+
+    @staticmethod
+    def _mean_over_ranks(values: Tensor, is_filler: bool) -> Tensor:
+        """The mean over the values of every rank, a scalar; a filler takes part and counts for nothing."""
+        total = torch.stack([values.sum(), values.new_tensor(len(values))]) * (0.0 if is_filler else 1.0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return total[0] / total[1]
+
+    @staticmethod
+    def _sums(logps: Tensor, batch: GroupBatch) -> Tensor:
+        return sum_by_response(logps, batch.response_index, batch.n_responses)
