@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ class Comparison:
         results: The runs, in order.
         best_accuracy: What a perfect reward model would have as `accuracy`.
         remarks: Sentences on what was left out or deserves doubt.
+        policies: Log-probability of every response under each run's policy, nats, `(8, 54240)`, by run name.
+        ref_logps: Under the reference, likewise; None where no run is on mini_instruct.
     """
 
     reference_gold: float | None
@@ -72,6 +74,8 @@ class Comparison:
     results: list[Result]
     best_accuracy: float | None
     remarks: list[str]
+    policies: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    ref_logps: Tensor | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """What report.json holds."""
@@ -128,6 +132,8 @@ def compare_exactly(runs: list[Run], on_progress: Callable[[str], None] = lambda
         results=results,
         best_accuracy=best_accuracy,
         remarks=remarks,
+        policies={r.name: tables[r.folder.model.resolve()] for r in measured if not r.is_reward_model},
+        ref_logps=tables[reference.resolve()] if reference else None,
     )
 
 

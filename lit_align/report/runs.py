@@ -99,15 +99,15 @@ def read_run(folder: RunFolder) -> Run:
 
 
 def last_metrics(file: Path) -> dict[str, float]:
-    """The last number in each column of a metrics.csv; a row that was cut off in the middle counts as far as it goes."""
+    """The last number in each column of a metrics.csv; half a line at the end does not count."""
     found: dict[str, float] = {}
     if not file.is_file():
         return found
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(lines):
-            for name, text in row.items():
-                try:
-                    found[name] = float(text)
-                except (TypeError, ValueError):
-                    continue
+    whole_lines = file.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+    for row in csv.DictReader(whole_lines.splitlines()):
+        for name, text in row.items():
+            try:
+                found[name] = float(text)
+            except (TypeError, ValueError):
+                continue
     return {name: value for name, value in found.items() if name not in ("step", "epoch")}

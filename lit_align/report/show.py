@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -20,10 +21,19 @@ COLORS = ("#d1495b", "#edae49", "#00798c", "#7b5ea7", "#3f8f4f", "#c2693f", "#4f
 
 def print_table(comparison: Comparison, console: Console) -> None:
     """Prints the exact numbers, one row a run."""
-    table = Table(title="Exact, over every response to every prompt", title_justify="left")
+    table = Table(
+        title="Exact, over every response to every prompt of mini_instruct",
+        caption="KL from the reference in nats; possible: the most gold that any policy can have at that KL; efficiency: "
+        "the share of the possible gain over the reference; win rate: against the reference.",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("run", style="bold")
     table.add_column("method")
-    for title in ("gold", "KL, nats", "best gold at that KL", "efficiency", "win rate", "accuracy"):
+    for title in ("gold", "KL", "possible", "efficiency", "win rate", "accuracy"):
         table.add_column(title, justify="right")
     for result in comparison.results:
         table.add_row(
@@ -43,7 +53,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
 
 def print_metrics(runs: list[Run], console: Console) -> None:
     """Prints the last value that each run logged of everything in validation; of training, where it did not validate."""
-    table = Table(title="Last logged", title_justify="left")
+    table = Table(title="Last logged", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("metric")
     for run in runs:
         table.add_column(f"{run.name} ({run.method})", justify="right")
@@ -99,10 +109,10 @@ def _draw_frontier(axes: Axes, comparison: Comparison, points: list[Result]) -> 
     """The frontier as far as the runs went and a little on, with some betas; what lies above it; the reference."""
     reference = comparison.reference_gold
     assert reference is not None
-    right = max(1.0, *(1.3 * (result.kl or 0.0) for result in points))
+    right = max([1.0, *(1.3 * (result.kl or 0.0) for result in points)])
     curve = [(0.0, reference), *((point.kl, point.reward) for point in comparison.frontier)]
     top = max(gold for kl, gold in curve if kl <= right)
-    bottom = min(reference, *(result.gold or 0.0 for result in points))
+    bottom = min([reference, *(result.gold or 0.0 for result in points)])
     height = top - bottom
     kl, gold = zip(*curve, (max(right, curve[-1][0]), curve[-1][1]), strict=True)
     axes.fill_between(kl, gold, top + height, color=FRONTIER, alpha=0.08, linewidth=0)
