@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from typing import TypeGuard
 
+from lit_align.data.spans import words
 from lit_align.errors import UserError
-from lit_align.groups import Message, Text
+from lit_align.groups import Message, Span, Text
 
 Row = Mapping[str, object]
 
@@ -17,6 +20,12 @@ FROM_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assis
 
 class RowError(UserError):
     """A row that cannot be used. The message names file, row and column, and says what was expected there."""
+
+
+class Cell(str):
+    """A value of a file in which there is only text, such as CSV: text, or JSON where something else is expected."""
+
+    __slots__ = ()
 
 
 class RowReader:
@@ -55,7 +64,7 @@ class RowReader:
 
     def turns(self, column: str) -> list[Message]:
         """A list of chat turns, at least one."""
-        value = self.row[column]
+        value = self._value(column)
         if not isinstance(value, list) or not value:
             raise self.error(column, "a list of chat turns", value)
         return [self._turn(column, turn) for turn in value]
@@ -73,18 +82,18 @@ class RowReader:
 
     def responses(self, column: str, prompt: Text) -> tuple[str, ...]:
         """A list of responses, at least one."""
-        value = self.row[column]
+        value = self._value(column)
         if not isinstance(value, list) or not value:
             raise self.error(column, "a list of responses", value)
         return tuple(self._response(column, item, prompt) for item in value)
 
     def number(self, column: str) -> float:
         """A finite number."""
-        return self._number(column, self.row[column])
+        return self._number(column, self._value(column))
 
     def numbers(self, column: str, count: int) -> tuple[float, ...]:
         """One finite number for each of `count` responses."""
-        value = self.row[column]
+        value = self._value(column)
         if not isinstance(value, list) or len(value) != count:
             raise self.error(column, f"{count} numbers, one for each response", value)
         return tuple(self._number(column, item) for item in value)
@@ -93,15 +102,75 @@ class RowReader:
         """An optional true or false, as the labels of the row's only response."""
         if not self.has(column):
             return None
-        value = self.row[column]
+        value = self._value(column)
         if not isinstance(value, bool):
             raise self.error(column, "true or false", value)
         return (value,)
 
+    def position(self, column: str, text: str) -> int:
+        """Where in a text something ends, in characters; at its end where the column is empty."""
+        value = self._value(column) if self.has(column) else len(text)
+        if not _is_whole(value, 1, len(text)):
+            raise self.error(column, f"a position in the {len(text)} characters of the text, from 1 on", value)
+        return int(value)
+
+    def weights(self, column: str, response: str) -> tuple[Span, ...]:
+        """What parts of a response weigh; nothing where the column is not there.
+
+        Given as a number for each word (what whitespace parts), or as {start, end, weight} for stretches of characters.
+        """
+        return self._weights(column, self._value(column), response) if self.has(column) else ()
+
+    def weights_of_each(self, column: str, responses: tuple[str, ...]) -> tuple[tuple[Span, ...], ...]:
+        """As `weights`, one list for each of several responses."""
+        value = self._value(column)
+        if not isinstance(value, list) or len(value) != len(responses):
+            raise self.error(column, f"a list of weights for each of the {len(responses)} responses", value)
+        return tuple(self._weights(column, item, text) for item, text in zip(value, responses, strict=True))
+
+    def _value(self, column: str) -> object:
+        """The value of a column that should hold no text."""
+        value = self.row[column]
+        if not isinstance(value, Cell):
+            return value
+        try:
+            # True and False are how Python and pandas write them.
+            return json.loads(value.lower() if value.lower() in ("true", "false") else value)
+        except ValueError:
+            return value
+
+    def _weights(self, column: str, value: object, response: str) -> tuple[Span, ...]:
+        places = words(response)
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            return self._spans(column, value, response)
+        if not isinstance(value, list) or len(value) != len(places):
+            expected = f"{len(places)} weights, one for each word of the response, or a list of {{start, end, weight}}"
+            raise self.error(column, expected, value)
+        return tuple(Span(*place, self._weight(column, item)) for place, item in zip(places, value, strict=True))
+
+    def _spans(self, column: str, value: list[object], response: str) -> tuple[Span, ...]:
+        spans: list[Span] = []
+        for item in value:
+            if not isinstance(item, Mapping) or set(item) != {"start", "end", "weight"}:
+                raise self.error(column, "stretches of the form {start, end, weight}", item)
+            start, end = item["start"], item["end"]
+            earliest = spans[-1].end if spans else 0
+            if not _is_whole(start, earliest, len(response) - 1) or not _is_whole(end, start + 1, len(response)):
+                expected = f"stretches in order, within the {len(response)} characters of the response"
+                raise self.error(column, expected, (start, end))
+            spans.append(Span(start, end, self._weight(column, item["weight"])))
+        return tuple(spans)
+
+    def _weight(self, column: str, value: object) -> float:
+        weight = self._number(column, value)
+        if weight < 0:
+            raise self.error(column, "weights that are not negative", value)
+        return weight
+
     def _text(self, column: str, value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, "a text that is not empty", value)
-        return value
+        return str(value)
 
     def _number(self, column: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -134,13 +203,17 @@ class RowReader:
         return self._text(column, turn["content"])
 
 
+def _is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
 def describe(value: object) -> str:
     """What a value is, in a few words for an error message."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
         return f"the text {value[:40]!r}" + ("..." if len(value) > 40 else "") if value.strip() else "an empty text"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, Mapping):
         return f"an object with {', '.join(map(str, value)) or 'nothing'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from lit_align.data.row_reader import Row, RowError, RowReader, describe
@@ -16,11 +16,13 @@ class Schema:
     """One kind of row.
 
     Args:
+        name: What a row of this kind is called.
         required: Columns that make a row of this kind.
         read: Makes the group, without its `source`.
         optional: Columns that are read where they are there.
     """
 
+    name: str
     required: tuple[str, ...]
     read: Callable[[RowReader], Group]
     optional: tuple[str, ...] = ()
@@ -45,7 +47,13 @@ def _compared(row: RowReader, prompt: Text) -> Group:
 
 def _preferred(row: RowReader, prompt: Text, chosen: str, rejected: str) -> Group:
     margin = row.number("margin") if row.has("margin") else 0.0
-    return Group(prompt, (chosen, rejected), scores=(1.0, 0.0), margin=margin)
+    if margin < 0:
+        # It would ask for no more than that the better response not lose by much.
+        raise row.error("margin", "a margin of 0 or more, by which the chosen response should win", margin)
+    weights = None
+    if row.has("chosen_weights") or row.has("rejected_weights"):
+        weights = (row.weights("chosen_weights", chosen), row.weights("rejected_weights", rejected))
+    return Group(prompt, (chosen, rejected), scores=(1.0, 0.0), margin=margin, weights=weights)
 
 
 def _implicit_preference(row: RowReader) -> Group:
@@ -83,7 +91,8 @@ def _scored(row: RowReader) -> Group:
         raise RowError(f"{row.source}: has both 'scores' and 'ranking'; say which counts with data.columns.")
     prompt = row.prompt("prompt")
     responses = row.responses("responses", prompt)
-    return Group(prompt, responses, scores=row.numbers("scores", len(responses)))
+    weights = row.weights_of_each("weights", responses) if row.has("weights") else None
+    return Group(prompt, responses, scores=row.numbers("scores", len(responses)), weights=weights)
 
 
 def _ranked(row: RowReader) -> Group:
@@ -92,7 +101,8 @@ def _ranked(row: RowReader) -> Group:
     places = row.numbers("ranking", len(responses))
     if any(place < 1 or place != int(place) for place in places):
         raise row.error("ranking", "places of the responses, whole numbers with 1 the best", row.row["ranking"])
-    return Group(prompt, responses, scores=tuple(-place for place in places))
+    weights = row.weights_of_each("weights", responses) if row.has("weights") else None
+    return Group(prompt, responses, scores=tuple(-place for place in places), weights=weights)
 
 
 def _ultrafeedback(row: RowReader) -> Group:
@@ -108,41 +118,72 @@ def _ultrafeedback(row: RowReader) -> Group:
     return Group(prompt, responses, scores=items.numbers("fine-grained_score", len(responses)))
 
 
+def _single(row: RowReader, prompt: Text, response: str) -> Group:
+    weights = (row.weights("weights", response),) if row.has("weights") else None
+    return Group(prompt, (response,), labels=row.labels("label"), weights=weights)
+
+
 def _completion(row: RowReader) -> Group:
     prompt = row.prompt("prompt")
-    return Group(prompt, (row.response("completion", prompt),), labels=row.labels("label"))
+    return _single(row, prompt, row.response("completion", prompt))
+
+
+def _critique(row: RowReader) -> Group:
+    if not row.has("label"):
+        raise row.error("label", "true or false", None)
+    prompt = row.prompt("prompt")
+    return _single(row, prompt, row.response("response", prompt))
 
 
 def _chat(column: str) -> Callable[[RowReader], Group]:
-    def read(row: RowReader) -> Group:
-        prompt, response = row.chat(column)
-        return Group(prompt, (response,), labels=row.labels("label"))
-
-    return read
+    return lambda row: _single(row, *row.chat(column))
 
 
 def _instruction(row: RowReader) -> Group:
     parts = [row.text("instruction")] + ([row.text("input")] if row.row.get("input") else [])
-    return Group([Message(role="user", content="\n".join(parts))], (row.text("output"),))
+    return _single(row, [Message(role="user", content="\n".join(parts))], row.text("output"))
 
+
+def _improvement(row: RowReader) -> Group:
+    prompt = row.prompt("prompt")
+    original, edited = row.response("response", prompt), row.response("edited", prompt)
+    # Who leaves a response as it is prefers neither.
+    scores = (1.0, 0.0) if edited != original else (0.0, 0.0)
+    return Group(prompt, (edited, original), scores=scores, edited=True)
+
+
+def _stop(row: RowReader) -> Group:
+    prompt = row.prompt("prompt")
+    prefix = row.response("prefix", prompt)
+    read = prefix[: row.position("stop", prefix)]
+    if not read.strip():
+        raise row.error("stop", "a position after some of the text", row.row["stop"])
+    return Group(prompt, (read,), labels=(False,), finished=False)
+
+
+_PAIR = ("margin", "chosen_weights", "rejected_weights")
+_SINGLE = ("label", "weights")
 
 SCHEMAS = (
-    Schema(("prompt", "chosen", "rejected"), _preference, ("margin",)),
-    Schema(("conversations", "chosen", "rejected"), _turns_preference, ("margin",)),
-    Schema(("chosen", "rejected"), _implicit_preference, ("margin",)),
-    Schema(("prompt", "responses", "scores"), _scored),
-    Schema(("prompt", "responses", "ranking"), _ranked),
-    Schema(("instruction", "completions"), _ultrafeedback),
-    Schema(("prompt", "completion"), _completion, ("label",)),
-    Schema(("messages",), _chat("messages"), ("label",)),
-    Schema(("conversations",), _chat("conversations"), ("label",)),
-    Schema(("instruction", "output"), _instruction, ("input",)),
+    Schema("preference", ("prompt", "chosen", "rejected"), _preference, _PAIR),
+    Schema("preference after turns", ("conversations", "chosen", "rejected"), _turns_preference, _PAIR),
+    Schema("preference of whole chats", ("chosen", "rejected"), _implicit_preference, _PAIR),
+    Schema("scored responses", ("prompt", "responses", "scores"), _scored, ("weights",)),
+    Schema("ranked responses", ("prompt", "responses", "ranking"), _ranked, ("weights",)),
+    Schema("UltraFeedback", ("instruction", "completions"), _ultrafeedback),
+    Schema("improvement", ("prompt", "response", "edited"), _improvement),
+    Schema("critique", ("prompt", "response", "label"), _critique, ("weights",)),
+    Schema("early stop", ("prompt", "prefix", "stop"), _stop),
+    Schema("completion", ("prompt", "completion"), _completion, _SINGLE),
+    Schema("chat", ("messages",), _chat("messages"), _SINGLE),
+    Schema("chat", ("conversations",), _chat("conversations"), _SINGLE),
+    Schema("instruction", ("instruction", "output"), _instruction, ("input", *_SINGLE)),
 )
 """Every kind of row, the more particular first: a row is of the first kind whose columns it has."""
 
 
-def read_group(row: object, source: str, columns: Mapping[str, str] | None = None) -> Group:
-    """One row as a `Group`.
+def find_schema(row: object, source: str, columns: Mapping[str, str] | None = None) -> tuple[Schema, Row]:
+    """The kind of a row, and the row with its columns under our names.
 
     Args:
         row: Column names to values.
@@ -151,7 +192,7 @@ def read_group(row: object, source: str, columns: Mapping[str, str] | None = Non
             columns do not exist.
 
     Raises:
-        RowError: The columns fit no schema, or a value is not what its column should hold.
+        RowError: The columns fit no schema.
     """
     if not isinstance(row, Mapping):
         raise RowError(f"{source}: expected an object with columns, found {describe(row)}.")
@@ -161,10 +202,19 @@ def read_group(row: object, source: str, columns: Mapping[str, str] | None = Non
         row = {ours: row[theirs] for ours, theirs in columns.items()}
     for schema in SCHEMAS:
         if all(name in row for name in schema.required):
-            group = schema.read(RowReader(cast("Row", row), source))
-            return Group(group.prompt, group.responses, group.scores, group.labels, group.margin, source)
+            return schema, cast("Row", row)
     known = "; ".join(map(str, SCHEMAS))
     raise RowError(
         f"{source}: the columns {', '.join(map(str, row)) or '(none)'} make no known kind of row. Known are: {known}. "
         "Where yours go by other names, map them with data.columns."
     )
+
+
+def read_group(row: object, source: str, columns: Mapping[str, str] | None = None) -> Group:
+    """One row as a `Group`; the arguments are those of `find_schema`.
+
+    Raises:
+        RowError: The columns fit no schema, or a value is not what its column should hold.
+    """
+    schema, ours = find_schema(row, source, columns)
+    return replace(schema.read(RowReader(ours, source)), source=source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,14 @@ def test_absolute_paths(written: Path) -> None:
         ("./quite_else", "the folder has rows.json, rows.jsonl, rows.parquet, saved, splits"),
         ("splits", "'splits' has the splits train, test: name one, as in splits:train"),
         ("splits:val", "has the splits train, test"),
-        ("saved/..", "is no folder that datasets.save_to_disk wrote"),
-        ("rows.txt", "expected a file ending in .jsonl, .json, .parquet"),
+        ("saved/..", "has files ending in .csv, .json, .jsonl, .parquet: name those that are meant"),
+        ("empty", r"no folder that datasets.save_to_disk wrote, and has no file ending in .*There are: nothing in it"),
+        ("saved:train", "'saved' was saved without splits: leave out ':train'"),
+        ("saved@small", "'saved' is a folder, and only data sets of the hub have configurations"),
+        ("damaged", "'damaged' cannot be read as a folder that datasets.save_to_disk wrote"),
+        ("rows.txt", "expected a file ending in .jsonl, .json, .csv, .parquet"),
+        ("broken.csv", "broken.csv: no valid CSV in UTF-8: "),
+        ("twice.csv", "twice.csv: two columns have the same name: prompt, prompt"),
         ("broken.json", "broken.json: no valid JSON"),
         ("object.json", "object.json: expected a list"),
         ("broken.parquet", "broken.parquet: no valid Parquet"),
@@ -75,12 +82,19 @@ def test_absolute_paths(written: Path) -> None:
 def test_what_cannot_be_read_is_refused_with_a_hint(written: Path, name: str, message: str) -> None:
     (written / "broken.json").write_text("[1,")
     (written / "object.json").write_text("{}")
+    (written / "empty").mkdir()
+    (written / "damaged").mkdir()
+    (written / "damaged" / "state.json").write_text("{")
+    (written / "broken.csv").write_text('prompt,completion\n"p" x,c\n')
+    (written / "twice.csv").write_text("prompt,prompt\np,c\n")
     (written / "broken.parquet").write_text("not Parquet")
     if name == "rows.txt":
         (written / name).touch()
     if name == "./quite_else":
-        for extra in ("broken.json", "object.json", "broken.parquet"):
+        for extra in ("broken.json", "object.json", "broken.parquet", "broken.csv", "twice.csv"):
             os.remove(extra)
+        os.rmdir("empty")
+        shutil.rmtree("damaged")
     with pytest.raises(UserError, match=message):
         list(read_groups(name, Counts()))
 
@@ -118,23 +132,33 @@ def test_skipped_rows_are_counted_with_the_first_reasons(write_jsonl: Callable[.
 
 
 def test_hub_names_are_loaded_with_their_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str | None]] = []
+    asked: list[tuple[str, str | None, str | None]] = []
 
-    def load_dataset(path: str, split: str | None = None) -> datasets.Dataset:
-        asked.append((path, split))
+    def load_dataset(path: str, name: str | None = None, split: str | None = None) -> datasets.Dataset:
+        asked.append((path, name, split))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(read_groups("someone/rows:train[:3]", Counts())) == _groups("someone/rows:train[:3]")
-    assert asked == [("someone/rows", "train[:3]")]
+    for name in ("someone/rows:train[:3]", "someone/rows@v1.0-en:train", "rows@small", "rows"):
+        assert list(read_groups(name, Counts())) == _groups(name)
+    assert asked == [
+        ("someone/rows", None, "train[:3]"),
+        ("someone/rows", "v1.0-en", "train"),
+        ("rows", "small", None),
+        ("rows", None, None),
+    ]
 
 
 def test_a_hub_name_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str, split: str | None = None) -> datasets.Dataset:
+    def load_dataset(path: str, name: str | None, split: str | None) -> datasets.Dataset:
+        if name is None and split is None:
+            raise ValueError("Config name is missing.\nPlease pick one among ['en', 'fr']")
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        UserError, match=r"'someone/rows' is no file or folder here .*from the hub: no route to the hub"
+        UserError, match=r"'someone/rows:train' is no file or folder here .*from the hub: no route to the hub"
     ):
+        list(read_groups("someone/rows:train", Counts()))
+    with pytest.raises(UserError, match=r"pick one among \['en', 'fr'\] Name one as in someone/rows@default:train"):
         list(read_groups("someone/rows", Counts()))

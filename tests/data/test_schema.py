@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lit_align.data.row_reader import RowError
-from lit_align.data.schema import read_group
-from lit_align.groups import Group, Message
+from lit_align.data.schema import find_schema, read_group
+from lit_align.groups import Group, Message, Span
 
 USER: Message = {"role": "user", "content": "why?"}
 SYSTEM: Message = {"role": "system", "content": ""}
@@ -72,6 +72,32 @@ ROWS: list[tuple[dict[str, Any], Group]] = [
         Group([{"role": "user", "content": "add\n1 2"}], ("3",)),
     ),
     ({"instruction": "add", "input": "", "output": "3"}, Group([{"role": "user", "content": "add"}], ("3",))),
+    (
+        {"prompt": "p", "chosen": "c d", "rejected": "r", "chosen_weights": [0, 2.5], "rejected_weights": None},
+        Group("p", ("c d", "r"), (1.0, 0.0), weights=((Span(0, 1, 0.0), Span(1, 3, 2.5)), ())),
+    ),
+    (
+        {"prompt": "p", "completion": "one two", "weights": [{"start": 1, "end": 4, "weight": 0.5}]},
+        Group("p", ("one two",), weights=((Span(1, 4, 0.5),),)),
+    ),
+    (
+        {
+            "prompt": "p",
+            "responses": ["x", "y"],
+            "scores": [1, 2],
+            "weights": [[3], [{"start": 0, "end": 1, "weight": 0}]],
+        },
+        Group("p", ("x", "y"), (1.0, 2.0), weights=((Span(0, 1, 3.0),), (Span(0, 1, 0.0),))),
+    ),
+    (
+        {"prompt": "p", "responses": ["x", "y"], "ranking": [2, 1], "weights": [[3], [1]]},
+        Group("p", ("x", "y"), (-2.0, -1.0), weights=((Span(0, 1, 3.0),), (Span(0, 1, 1.0),))),
+    ),
+    ({"prompt": "p", "response": "x", "edited": "y"}, Group("p", ("y", "x"), (1.0, 0.0), edited=True)),
+    ({"prompt": [USER], "response": "x", "edited": "x"}, Group([USER], ("x", "x"), (0.0, 0.0), edited=True)),
+    ({"prompt": "p", "response": "x", "label": False}, Group("p", ("x",), labels=(False,))),
+    ({"prompt": "p", "prefix": "so far", "stop": 4}, Group("p", ("so f",), labels=(False,), finished=False)),
+    ({"prompt": [USER], "prefix": "so far", "stop": None}, Group([USER], ("so far",), labels=(False,), finished=False)),
 ]
 
 
@@ -124,6 +150,35 @@ BAD_ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [USER]}, "messages", "at least two chat turns"),
     ({"messages": [YES, USER]}, "messages", "the last one the assistant's"),
     ({"instruction": "i", "completions": ["x"]}, "completions", "fine-grained_score"),
+    ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": -1}, "margin", "a margin of 0 or more"),
+    ({"prompt": "p", "completion": "c d", "weights": [1]}, "weights", "2 weights, one for each word"),
+    ({"prompt": "p", "completion": "c d", "weights": [1, -1]}, "weights", "weights that are not negative"),
+    ({"prompt": "p", "completion": "c d", "weights": [1, "x"]}, "weights", "a finite number"),
+    ({"prompt": "p", "completion": "c d", "weights": [{"start": 0, "weight": 1}]}, "weights", "{start, end, weight}"),
+    (
+        {"prompt": "p", "completion": "c d", "weights": [{"start": 2, "end": 4, "weight": 1}]},
+        "weights",
+        r"within the 3 characters of the response, found \(2, 4\)",
+    ),
+    (
+        {
+            "prompt": "p",
+            "completion": "c d",
+            "weights": [{"start": 0, "end": 2, "weight": 1}, {"start": 1, "end": 3, "weight": 1}],
+        },
+        "weights",
+        "stretches in order",
+    ),
+    (
+        {"prompt": "p", "responses": ["x"], "scores": [1], "weights": [[1], [1]]},
+        "weights",
+        "a list of weights for each",
+    ),
+    ({"prompt": "p", "response": "x", "edited": ""}, "edited", "a text that is not empty"),
+    ({"prompt": "p", "response": "x", "label": None}, "label", "true or false"),
+    ({"prompt": "p", "prefix": "so far", "stop": 7}, "stop", "a position in the 6 characters"),
+    ({"prompt": "p", "prefix": "so far", "stop": True}, "stop", "a position in the 6 characters"),
+    ({"prompt": "p", "prefix": "  far", "stop": 2}, "stop", "after some of the text"),
 ]
 
 
@@ -155,13 +210,25 @@ def test_a_column_map_names_columns_and_hides_the_others() -> None:
         read_group(row, "", {"prompt": "question", "completion": "solution"})
 
 
-def test_real_rows_load_as_they_are(shared_data: Path) -> None:
-    kinds = {"dpo_en_demo.json": (300, 2), "kto_en_demo.json": (300, 1), "alpaca_en_demo.json": (999, 1)}
-    for name, (count, k) in kinds.items():
-        rows = json.loads((shared_data / name).read_text())
-        groups = [read_group(row, f"row {number}") for number, row in enumerate(rows)]
-        assert len(groups) == count
-        assert all(len(group.responses) == k for group in groups)
-    labels = [row["label"] for row in json.loads((shared_data / "kto_en_demo.json").read_text())]
-    groups = [read_group(row, "") for row in json.loads((shared_data / "kto_en_demo.json").read_text())]
-    assert [group.labels for group in groups] == [(label,) for label in labels]
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [
+        ("dpo_en_demo.json", "preference after turns"),
+        ("kto_en_demo.json", "chat"),
+        ("alpaca_en_demo.json", "instruction"),
+    ],
+)
+def test_real_rows_load_as_they_are(shared_data: Path, name: str, schema: str) -> None:
+    rows = json.loads((shared_data / name).read_text())
+    assert len(rows) == (999 if schema == "instruction" else 300)
+    assert {find_schema(row, "")[0].name for row in rows} == {schema}
+    groups = [read_group(row, f"row {number}") for number, row in enumerate(rows)]
+    assert {len(group.responses) for group in groups} == {2 if "chosen" in rows[0] else 1}
+    if "label" in rows[0]:
+        assert [group.labels for group in groups] == [(row["label"],) for row in rows]
+    else:
+        assert all(group.labels is None for group in groups)
+    if schema == "preference after turns":
+        assert [group.responses for group in groups] == [
+            (row["chosen"]["value"], row["rejected"]["value"]) for row in rows
+        ]
