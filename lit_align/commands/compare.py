@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 def compare(group: Path) -> None:
-    """Compare the runs of a group: a table, report.json and frontier.png.
+    """Compare the runs of a group: a table, report.json, frontier.png, and report.html to look at it all.
 
     Runs on mini_instruct are measured exactly: expected gold score, KL from the reference, the best that is possible at that
-    KL, win rate against the reference, a reward model's accuracy. Of other runs it shows what they logged last.
+    KL, win rate against the reference, a reward model's accuracy. Of other runs it shows what they logged last. The page has
+    the training curves, responses and configs as well, in one file that needs no network.
 
     Args:
         group: The folder that holds the runs, for example runs/quickstart.
@@ -21,6 +22,7 @@ def compare(group: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from lit_align.report import compare_exactly, read_group
+    from lit_align.report.html import write_page
     from lit_align.report.show import draw_frontier, logged, print_metrics, print_table
 
     disable_progress_bar()
@@ -43,4 +45,6 @@ def compare(group: Path) -> None:
     if comparison.frontier:
         written.append(group / "frontier.png")
         draw_frontier(comparison, written[-1])
+    written.append(group / "report.html")
+    write_page(group, runs, comparison, written[-1])
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -22,14 +22,19 @@ class Elements(HTMLParser):
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
         self.inside: list[str] = []
+        self.is_open = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
         self.inside.append("")
+        self.is_open = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.is_open = False
 
     def handle_data(self, data: str) -> None:
-        if self.inside:
+        if self.is_open:
             self.inside[-1] += data
 
     def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
