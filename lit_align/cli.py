@@ -214,7 +214,7 @@ def build_module(config: Path) -> Any:
     if not isinstance(loaded, dict) or "model" not in loaded:
         raise UserError(f"{config} has no `model`, so it is not the config of a run.")
     try:
-        return parser.instantiate_classes(parser.parse_object({"model": loaded["model"]})).model
+        return parser.instantiate(parser.parse_object({"model": loaded["model"]})).model
     except ValueError as error:
         raise original(error) from None
 

@@ -82,4 +82,5 @@ def read_weights(file: Path) -> dict[str, Any]:
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
     except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError, TypeError) as error:
-        raise UserError(f"{file} is no checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{file} is no checkpoint that can be read safely: {reason}") from error
