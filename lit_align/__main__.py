@@ -22,10 +22,10 @@ TRAINER_COMMANDS = {
     "fit": "Train, as a config says.",
     "validate": "Measure a checkpoint on the validation rows.",
     "test": "Measure a checkpoint on the test rows.",
-    "predict": "Write a model's outputs for the predict rows.",
+    "predict": "Run a module's predict_step over the predict rows.",
 }
 COMMANDS_FOLDER = Path(__file__).parent / "commands"
-USAGE_ERROR, TERMINATED = 2, 143
+USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 def main() -> int:
@@ -34,7 +34,8 @@ def main() -> int:
     `sys.argv` is read and never changed: DDP starts its other ranks by running it again.
 
     Returns:
-        The exit code: 0; 2 where the person who typed has something to put right; 143 after SIGTERM.
+        The exit code: 0; 2 where the person who typed has something to put right; 130 after Ctrl-C; 143 after
+        SIGTERM.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -52,6 +53,8 @@ def main() -> int:
             return run_function(names[command], arguments[1:])
     except UserError as error:
         return refuse(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return refuse(unknown(command))
 
 

@@ -107,12 +107,13 @@ def test_a_bug_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPatch):
         call("fit")
 
 
-def test_sigterm_is_exit_code_143(call, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("signal", "code"), [(SIGTERMException, 143), (KeyboardInterrupt, 130)])
+def test_a_signal_is_its_exit_code(call, monkeypatch: pytest.MonkeyPatch, signal: type[BaseException], code: int):
     def stop() -> None:
-        raise SIGTERMException
+        raise signal
 
     monkeypatch.setattr(lit_align.cli, "AlignmentCLI", stop)
-    assert call("fit") == 143
+    assert call("fit") == code
 
 
 def test_the_current_folder_is_importable_behind_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
