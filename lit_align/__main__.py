@@ -45,17 +45,25 @@ def main() -> int:
         print(f"lit-align {__version__}")  # noqa: T201
         return 0
     extend_import_path()
-    command = arguments[0]
     try:
-        if command in TRAINER_COMMANDS:
-            return run_trainer()
-        if command in (names := command_files()):
-            return run_function(names[command], arguments[1:])
+        return dispatch(arguments[0], arguments[1:])
     except UserError as error:
         return refuse(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-    return refuse(unknown(command))
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """Runs one command.
+
+    Raises:
+        UserError: There is no such command, or it refused something.
+    """
+    if command in TRAINER_COMMANDS:
+        return run_trainer()
+    if command in (files := command_files()):
+        return run_function(files[command], arguments)
+    raise UserError(unknown(command))
 
 
 def overview() -> str:
