@@ -20,8 +20,8 @@ from lit_align.losses.preference import (
 )
 from lit_align.losses.preference_absolute import AOT, AOTUnpaired, APODown, APOZero, BCOPair, NCAPair, SPPOHard
 from lit_align.losses.preference_free import CPO, ORPO, SimPO
-from lit_align.losses.reward import BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
-from lit_align.losses.sft import NLL, SFTLoss
+from lit_align.losses.reward import BinaryCritique, BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
+from lit_align.losses.sft import NLL, SFTLoss, Unlikelihood
 
 __all__ = [
     "AOT",
@@ -44,6 +44,7 @@ __all__ = [
     "AdvantageEstimator",
     "Advantages",
     "BCOPair",
+    "BinaryCritique",
     "BradleyTerry",
     "DiscoPOP",
     "EXOPair",
@@ -66,4 +67,5 @@ __all__ = [
     "SPPOHard",
     "SigmoidNorm",
     "SimPO",
+    "Unlikelihood",
 ]

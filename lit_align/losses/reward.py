@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,16 @@ from lit_align.groups import preferred_pairs
 class RewardLoss(ABC):
     """What `RewardModel` minimises. A loss of your own is a frozen dataclass that derives from this class."""
 
+    needs_labels: ClassVar[bool] = False
+    """Whether it learns from rows with labels, desirable or not, and not from rows with scores."""
+
     @abstractmethod
     def __call__(self, rewards: Tensor, scores: Tensor, group_index: Tensor, margins: Tensor) -> Tensor:
         """One value for every group there is something to learn from, in the order of the groups.
 
         Args:
             rewards: What the model gives each response, `(N,)`, float32.
-            scores: What is known of each response, higher is better, `(N,)`.
+            scores: What is known of each response, higher is better, `(N,)`; of labelled ones 1 (desirable) or 0.
             group_index: The group each response belongs to, in `[0, G)`, sorted, `(N,)`.
             margins: By how much the better response should win, in units of the reward, one a group, `(G,)`.
 
@@ -121,3 +125,21 @@ class Regression(RewardLoss):
         _refuse_margins(margins, "Regression")
         k = torch.bincount(group_index, minlength=len(margins))
         return rewards.new_zeros(len(margins)).index_add(0, group_index, (rewards - scores).square()) / k
+
+
+@dataclass(frozen=True)
+class BinaryCritique(RewardLoss):
+    """Cross-entropy of labels, desirable or not: `-log sigmoid(r)` or `-log sigmoid(-r)`, the mean over a prompt's responses.
+
+    For critiques, which judge a response by itself (the taxonomy of 2312.14925). So the reward has a zero of its own: it is
+    the logit of a response being called desirable. Refuses margins.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    def __call__(self, rewards: Tensor, scores: Tensor, group_index: Tensor, margins: Tensor) -> Tensor:
+        """The loss of each group, `(G,)`."""
+        _refuse_margins(margins, "BinaryCritique")
+        losses = F.binary_cross_entropy_with_logits(rewards, scores, reduction="none")
+        k = torch.bincount(group_index, minlength=len(margins))
+        return rewards.new_zeros(len(margins)).index_add(0, group_index, losses) / k

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -51,6 +51,9 @@ class AlignmentModule(LightningModule, ABC):
 
     prog_bar: tuple[str, ...] = ("loss",)
     """Names of the metrics that the progress bar shows."""
+
+    uses_token_weights: ClassVar[bool] = False
+    """Whether the method counts each token for what `GroupBatch.token_weights` says; the others refuse rows with weights."""
 
     def __init__(
         self, policy: ModelConfig, optimizer: OptimizerCallable, lr_scheduler: Schedule | LRSchedulerCallable
@@ -107,6 +110,7 @@ class AlignmentModule(LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The batch's summed loss, in the form that leaves the division to `on_before_optimizer_step`."""
+        self._check_weights(batch)
         output = self.step(batch)
         counts = 0.0 if batch.is_filler else 1.0
         for name, values in {"loss": output.losses, **output.metrics}.items():
@@ -156,9 +160,17 @@ class AlignmentModule(LightningModule, ABC):
 
     def validate_batch(self, batch: GroupBatch) -> StepOutput:
         """What `validation_step` does, for methods that have more to log from the same output."""
+        self._check_weights(batch)
         output = self.step(batch)
         self.log_validation({"loss": output.losses, **output.metrics}, is_filler=batch.is_filler)
         return output
+
+    def _check_weights(self, batch: Any) -> None:
+        if not self.uses_token_weights and getattr(batch, "token_weights", None) is not None:
+            raise UserError(
+                f"{type(self).__name__} counts every token alike, so the weights in the rows would have no effect. Take the "
+                "columns with weights out, with data.columns for example, or use SFT or DPO."
+            )
 
     def log_validation(self, metrics: dict[str, Tensor], is_filler: bool) -> None:
         """Logs the mean of each metric over every value of every batch and rank."""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 
-from lit_align.groups import GroupBatch, preferred_pairs, sum_by_response
+from lit_align.groups import GroupBatch, preferred_pairs
 from lit_align.losses import DPO as DPOLoss
 from lit_align.losses import PairLogps, PreferenceLoss
 from lit_align.methods.base import AlignmentModule, StepOutput
@@ -21,7 +20,8 @@ class DPO(AlignmentModule):
 
     Rafailov et al. 2023 (2305.18290), equation 7, with whatever loss of that family. The reference is the policy as it was
     before the first step; losses that need none (SimPO, ORPO, CPO) hold none.
-    Of groups with more than two responses, every pair whose scores differ is compared.
+    Of groups with more than two responses, every pair whose scores differ is compared. Where rows weigh their tokens, each
+    log-probability counts times its weight, in policy and reference alike; lengths remain numbers of tokens.
 
     Metrics: `rewards/chosen` and `rewards/rejected` (implicit rewards as the loss defines them, for DPO beta times the
     log-ratio), `rewards/margin` (their difference), `rewards/accuracy` (share of pairs whose margin is positive, a half where
@@ -35,6 +35,7 @@ class DPO(AlignmentModule):
     """
 
     prog_bar = ("loss", "rewards/accuracy", "rewards/margin")
+    uses_token_weights = True
 
     def __init__(
         self,
@@ -76,9 +77,9 @@ class DPO(AlignmentModule):
     def pair_logps(self, batch: GroupBatch) -> PairLogps:
         """Summed log-probabilities of every pair of a batch under policy and reference."""
         assert batch.scores is not None
-        policy = self._sums(response_logps(self.policy, batch), batch)
+        policy = batch.weighted_sums(response_logps(self.policy, batch))
         reference = (
-            self._sums(self.reference_logps(batch), batch) if self.loss.needs_reference else torch.zeros_like(policy)
+            batch.weighted_sums(self.reference_logps(batch)) if self.loss.needs_reference else torch.zeros_like(policy)
         )
         chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
         lengths = batch.response_lengths
@@ -94,6 +95,3 @@ class DPO(AlignmentModule):
     def export(self, folder: str | Path) -> None:
         """Writes the policy."""
         save_model(self.policy, self.tokenizer, folder, write=self.global_rank == 0)
-
-    def _sums(self, logps: Tensor, batch: GroupBatch) -> Tensor:
-        return sum_by_response(logps, batch.response_index, batch.n_responses)

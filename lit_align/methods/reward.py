@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics.classification import BinaryCalibrationError
 
+from lit_align.errors import UserError
 from lit_align.groups import GroupBatch, preferred_pairs
 from lit_align.losses import KWise, RewardLoss
 from lit_align.methods.base import AlignmentModule, StepOutput
@@ -21,14 +22,19 @@ from lit_align.models import ModelConfig, load_reward_model, response_rewards, s
 class RewardModel(AlignmentModule):
     """Learns a scalar from which preferred responses get more (Ouyang et al. 2022, 2203.02155, equation 1).
 
+    With the loss `BinaryCritique` it learns from labels instead: the logit of a response being desirable.
+
     Preferences fix a reward only up to a constant. As in that paper (section 3.5) a bias is set after training, here so that
     the best responses of the validation groups score 0 on average; the paper takes separate demonstrations, which
     preference data rarely have. No head of transformers' sequence classifiers has a bias, so it is exported as
-    `reward_bias` in config.json, to be added to what plain transformers computes; what loads it here does so.
+    `reward_bias` in config.json, to be added to what plain transformers computes; what loads it here does so. Labels fix the
+    zero by themselves.
 
     Metrics: `accuracy` (share of pairs whose better response scores higher, a half where they are equal), `margin` (reward
     of the better minus that of the worse), `score/chosen`, `score/rejected`, and in validation `ece`: the expected
-    calibration error of sigmoid(difference) as the probability of winning, 15 bins.
+    calibration error of sigmoid(difference) as the probability of winning, 15 bins. Of labelled rows `score/chosen` is that of
+    desirable responses and `score/rejected` of the others; `accuracy` is the share of scores with the right sign, `ece` that of
+    sigmoid(score) as the probability of being desirable, and there is no `margin`.
 
     Args:
         policy: The model whose trunk is trained with a new head, as a rule the one that SFT
@@ -64,8 +70,16 @@ class RewardModel(AlignmentModule):
 
     def step(self, batch: GroupBatch) -> StepOutput:
         """One loss a group."""
-        assert batch.scores is not None
+        if self.loss.needs_labels != (batch.labels is not None):
+            raise UserError(
+                f"{type(self.loss).__name__} learns from {'labels' if self.loss.needs_labels else 'scores'}, and the rows have "
+                f"{'none' if self.loss.needs_labels else 'labels'}: BinaryCritique goes with LabelData, the other losses with "
+                "PreferenceData or RankingData."
+            )
         rewards = self.rewards(batch)
+        if batch.labels is not None:
+            return self._critique(batch, rewards, batch.labels)
+        assert batch.scores is not None
         chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
         margin = rewards[chosen] - rewards[rejected]
         return StepOutput(
@@ -78,17 +92,35 @@ class RewardModel(AlignmentModule):
             },
         )
 
+    def _critique(self, batch: GroupBatch, rewards: Tensor, labels: Tensor) -> StepOutput:
+        agrees = torch.where(labels, rewards, -rewards)
+        return StepOutput(
+            losses=self.loss(rewards, labels.float(), batch.group_index, batch.margins),
+            metrics={
+                "accuracy": (agrees.sign() + 1) / 2,
+                "score/chosen": rewards[labels],
+                "score/rejected": rewards[~labels],
+            },
+        )
+
     def validation_step(self, batch: GroupBatch, batch_idx: int) -> None:
         """Adds the calibration error to what every method logs."""
-        margin = self.validate_batch(batch).metrics["margin"]
+        metrics = self.validate_batch(batch).metrics
         if not batch.is_filler:
-            wins = margin.sigmoid()
             # Every pair both ways round: only then is "the first one wins" an event that can be well or badly predicted.
-            self.calibration.update(torch.cat([wins, 1 - wins]), torch.cat([wins > 0, wins < 0]).long())
+            happens, fails = (
+                (metrics["margin"], -metrics["margin"])
+                if "margin" in metrics
+                else (metrics["score/chosen"], metrics["score/rejected"])
+            )
+            happened = torch.cat([torch.ones_like(happens), torch.zeros_like(fails)])
+            self.calibration.update(torch.cat([happens, fails]).sigmoid(), happened.long())
         self.log("val/ece", self.calibration, on_step=False, on_epoch=True)
 
     def on_train_end(self) -> None:
         """Sets the bias."""
+        if self.loss.needs_labels:
+            return
         loader = self.trainer.val_dataloaders
         if loader is None:
             rank_zero_info("No validation data, so the reward's bias stays 0: its zero has no meaning.")

@@ -24,7 +24,7 @@ CONFIGURABLE = [
 
 def test_every_loss_is_exported() -> None:
     assert {loss.__name__ for _, loss in CONFIGURABLE} <= set(losses.__all__)
-    assert len(CONFIGURABLE) == 26
+    assert len(CONFIGURABLE) == 28
 
 
 @pytest.mark.parametrize(("base", "loss"), CONFIGURABLE, ids=lambda kind: kind.__name__)

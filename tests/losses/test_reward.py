@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_align.errors import UserError
-from lit_align.losses import BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
+from lit_align.losses import BinaryCritique, BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
 
 SIZES = [2, 5, 1, 3, 9, 4]
 
@@ -219,3 +219,25 @@ def test_a_loss_of_ones_own_is_one_frozen_dataclass() -> None:
     torch.testing.assert_close(one_group(Spread(), [1.0, 2.0], [1.0, 0.0]), torch.tensor([10.0]))
     with pytest.raises(TypeError, match="abstract"):
         RewardLoss()  # type: ignore[abstract]
+
+
+def test_a_critique_is_the_cross_entropy_of_labels_by_hand() -> None:
+    # Group 0: -ln sigmoid(ln 3) = -ln 3/4. Group 1: the mean of -ln(1 - sigmoid(ln 3)) = -ln 1/4 and -ln sigmoid(0) = ln 2.
+    rewards = torch.tensor([math.log(3), math.log(3), 0.0], requires_grad=True)
+    losses = BinaryCritique()(rewards, torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 1, 1]), torch.zeros(2))
+    torch.testing.assert_close(losses, torch.tensor([0.287682, 1.039721]))
+    (gradient,) = torch.autograd.grad(losses.sum(), rewards)
+    # sigmoid(r) - label, divided by K.
+    torch.testing.assert_close(gradient, torch.tensor([-0.25, 0.375, -0.25]))
+
+
+def test_a_critique_stays_finite_and_has_no_margin() -> None:
+    rewards = torch.tensor([-1e4, 1e4], requires_grad=True)
+    index = torch.tensor([0, 1])
+    losses = BinaryCritique()(rewards, torch.tensor([1.0, 1.0]), index, torch.zeros(2))
+    torch.testing.assert_close(losses, torch.tensor([1e4, 0.0]))
+    assert torch.autograd.grad(losses.sum(), rewards)[0].isfinite().all()
+    with pytest.raises(UserError, match="BinaryCritique has no margin"):
+        BinaryCritique()(rewards, torch.tensor([1.0, 1.0]), index, torch.tensor([0.0, 0.5]))
+    empty = torch.zeros(0)
+    assert BinaryCritique()(empty, empty, torch.zeros(0, dtype=torch.long), empty).shape == (0,)
