@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from lit_align.report.runs import metric_rows
 
 MOST_POINTS = 1000
 """Points of one curve in a report: more than a screen has columns of pixels for."""
@@ -44,29 +45,16 @@ class Curve:
 
 
 def read_curves(file: Path) -> dict[str, Curve]:
-    """The curves of a metrics.csv by name; of a row that was cut off in the middle, what there is of it.
+    """The curves of a metrics.csv by name; none where it is missing.
 
     Args:
-        file: One row a logging step, one column a metric, empty where a row lacks it. It may be missing.
+        file: One row a logging step, one column a metric, empty where a row lacks it.
     """
     points: dict[str, list[tuple[int, float | None]]] = {}
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for row in csv.DictReader(lines):
-            step = _number(row.pop("step", None))
-            if step is None or not math.isfinite(step):
-                continue
-            for name, text in row.items():
-                value = _number(text)
-                if name != "epoch" and value is not None:
-                    points.setdefault(name, []).append((int(step), value if math.isfinite(value) else None))
+    for row in metric_rows(file):
+        step = row.pop("step", math.nan)
+        for name, value in row.items():
+            if name != "epoch" and math.isfinite(step):
+                points.setdefault(name, []).append((int(step), value if math.isfinite(value) else None))
     ordered = {name: sorted(column, key=lambda point: point[0]) for name, column in points.items()}
     return {name: Curve([s for s, _ in column], [v for _, v in column]) for name, column in ordered.items()}
-
-
-def _number(text: object) -> float | None:
-    try:
-        return float(text) if isinstance(text, str) else None
-    except ValueError:
-        return None

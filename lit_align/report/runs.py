@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,19 @@ def read_run(folder: RunFolder) -> Run:
 def last_metrics(file: Path) -> dict[str, float]:
     """The last number in each column of a metrics.csv; half a line at the end does not count."""
     found: dict[str, float] = {}
-    if not file.is_file():
-        return found
-    whole_lines = file.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
-    for row in csv.DictReader(whole_lines.splitlines()):
-        for name, text in row.items():
+    for row in metric_rows(file):
+        found |= row
+    return {name: value for name, value in found.items() if name not in ("step", "epoch")}
+
+
+def metric_rows(file: Path) -> Iterator[dict[str, float]]:
+    """The numbers in each whole line of a metrics.csv by column, empty cells left out; nothing where it is missing."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for row in csv.DictReader(text.rpartition("\n")[0].splitlines()):
+        numbers = {}
+        for name, cell in row.items():
             try:
-                found[name] = float(text)
+                numbers[name] = float(cell)
             except (TypeError, ValueError):
                 continue
-    return {name: value for name, value in found.items() if name not in ("step", "epoch")}
+        yield numbers

@@ -14,9 +14,14 @@ from lit_align.report.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
-INK, FAINT, FRONTIER = "#1f2430", "#8a93a3", "#2f6fb0"
-COLORS = ("#d1495b", "#edae49", "#00798c", "#7b5ea7", "#3f8f4f", "#c2693f", "#4f6d7a")
+INK, FAINT, FRONTIER = "#1f2430", "#8a93a3", "#4a5a75"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#c2689a", "#dd9500", "#49a6dc", "#757d89")
+"""By a run's place in its group, as on the page; Okabe and Ito's, told apart by people with any colour vision."""
+
+MARKERS = "os^Dv"
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
@@ -95,13 +100,14 @@ def draw_frontier(comparison: Comparison, file: Path) -> None:
         figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         _draw_frontier(axes, comparison, points)
-        _draw_runs(axes, runs)
         axes.set_xlabel("KL from the reference, nats (in percent: share of the gain that was possible at that KL)")
         axes.set_ylabel("expected gold score")
         axes.set_title("mini_instruct: what KL bought, and could have bought", loc="left", fontweight="bold")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=FAINT, labelcolor=INK)
         axes.grid(color=FAINT, alpha=0.2, linewidth=0.6)
+        figure.draw_without_rendering()  # from here on the axes stay where they are, and pixels can be counted
+        _draw_runs(axes, runs, {result.name: place for place, result in enumerate(comparison.results)})
         figure.savefig(file)
 
 
@@ -115,7 +121,7 @@ def _draw_frontier(axes: Axes, comparison: Comparison, points: list[Result]) -> 
     bottom = min([reference, *(result.gold or 0.0 for result in points)])
     height = top - bottom
     kl, gold = zip(*curve, (max(right, curve[-1][0]), curve[-1][1]), strict=True)
-    axes.fill_between(kl, gold, top + height, color=FRONTIER, alpha=0.08, linewidth=0)
+    axes.fill_between(kl, gold, top + height, color=FRONTIER, alpha=0.07, linewidth=0)
     axes.plot(kl, gold, color=FRONTIER, linewidth=2.2, zorder=2)
     for point in comparison.frontier:
         if f"{point.beta:.3g}" in ("1", "0.501", "0.316", "0.2", "0.1") and point.kl < 0.97 * right:
@@ -135,24 +141,59 @@ def _draw_frontier(axes: Axes, comparison: Comparison, points: list[Result]) -> 
     axes.set_ylim(bottom - 0.14 * height, top + 0.2 * height)
 
 
-def _draw_runs(axes: Axes, runs: list[Result]) -> None:
-    """The runs, their distance to the frontier, and labels that stand below one another where they would overlap."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    points = [(run.kl or 0.0, run.gold or 0.0, run.frontier_gold or 0.0) for run in runs]
-    spots = [tuple(to_axes.transform(point[:2])) for point in points]
-    taken = [(x - 0.01, x + 0.01, y) for x, y in spots]
-    # From right to left, so that the lines to the labels do not cross.
-    for index in reversed(range(len(runs))):
-        run, (kl, gold, best), (x, y), color = runs[index], points[index], spots[index], COLORS[index % len(COLORS)]
-        axes.plot([kl, kl], [gold, best], color=color, linewidth=1, linestyle=":")
-        axes.plot(kl, gold, marker="o", markersize=9, color=color, markeredgecolor="white", zorder=5)
-        label = run.name if run.efficiency is None else f"{run.name}  {run.efficiency:.0%}"
-        width = 0.014 * len(label)
-        left, below = min(x + 0.02, 1 - width), y - 0.035
-        while any(
-            left < right and start < left + width and abs(below - other) < 0.045 for start, right, other in taken
-        ):
-            below -= 0.01
-        taken.append((left, left + width, below))
-        axes.plot([x, left], [y, below], transform=axes.transAxes, color=color, linewidth=0.8)
-        axes.text(left + 0.004, below, label, transform=axes.transAxes, color=color, fontweight="bold", va="center")
+def _draw_runs(axes: Axes, runs: list[Result], place: dict[str, int]) -> None:
+    """The runs by name, and their distance to the frontier."""
+    from matplotlib.patheffects import withStroke
+
+    labels = []
+    for run in runs:
+        kl, gold, best = run.kl or 0.0, run.gold or 0.0, run.frontier_gold or 0.0
+        color, marker = COLORS[place[run.name] % len(COLORS)], MARKERS[place[run.name] % len(MARKERS)]
+        axes.plot([kl, kl], [gold, best], color=color, linewidth=1.3, linestyle=":")
+        axes.plot(kl, gold, marker=marker, markersize=9, color=color, markeredgecolor="white", zorder=5)
+        text = run.name if run.efficiency is None else f"{run.name}  {run.efficiency:.0%}"
+        labels.append(
+            axes.annotate(
+                text,
+                (kl, gold),
+                (0, 0),
+                textcoords="offset pixels",
+                va="bottom",
+                fontweight="bold",
+                fontsize=9,
+                zorder=6,
+                path_effects=[withStroke(linewidth=3, foreground="white")],
+            )
+        )
+    _spread(axes, labels)
+
+
+def _spread(axes: Axes, labels: list[Annotation]) -> None:
+    """Moves each label to a place beside its point where it covers nothing, if there is one."""
+    spots = [tuple(axes.transData.transform(label.xy)) for label in labels]
+    taken = [_around(x, y, 18, 18) for x, y in spots]
+    taken += [text.get_window_extent() for text in axes.texts if text not in labels]
+    curve = axes.transData.transform_path(axes.lines[0].get_path())
+    for label, (x, y) in zip(labels, spots, strict=True):
+        places = _beside(x, y, label.get_window_extent())
+        free = [box for box in places if not box.count_overlaps(taken) and not curve.intersects_bbox(box, filled=False)]
+        inside = [box for box in free if axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)]
+        chosen = (inside or free or places)[0]
+        taken.append(chosen)
+        label.set_position((chosen.x0 - x, chosen.y0 - y))
+
+
+def _beside(x: float, y: float, size: Bbox) -> list[Bbox]:
+    """Where the label of the point `(x, y)` may stand: right, left, below, above, then further down and up; pixels."""
+    width, height = size.width, size.height
+    sides = [x + 17 + width / 2, x - 17 - width / 2]
+    near = [_around(side, y, width, height) for side in sides]
+    near += [_around(x, y - 14 - height / 2, width, height), _around(x, y + 14 + height / 2, width, height)]
+    lines = (sign * line for line in (1, 2, 3, 4) for sign in (-1, 1))
+    return near + [_around(side, y + line * height, width, height) for line in lines for side in sides]
+
+
+def _around(x: float, y: float, width: float, height: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)

@@ -12,9 +12,9 @@ def test_reads_each_metric_where_it_was_logged(tmp_path: Path) -> None:
     }
 
 
-def test_a_row_cut_off_in_the_middle_counts_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_whole_lines_with_a_step_count(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
-    file.write_text("step,a,b\n1,1.0,2.0\n2,3.0\n,4.0,5.0\nx")
+    file.write_text("step,a,b\n1,1.0,2.0\n2,3.0\n,4.0,5.0\nx,6.0,\n3,0.7")
     assert read_curves(file) == {"a": Curve([1, 2], [1.0, 3.0]), "b": Curve([1], [2.0])}
 
 
