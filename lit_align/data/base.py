@@ -49,8 +49,9 @@ class GroupDataModule(LightningDataModule, ABC):
     """Rows of one kind, encoded with the tokenizer of the module that is trained.
 
     Args:
-        train: Rows to train on: a `.jsonl`, `.json` or `.parquet` file, a folder that `datasets` saved, a hub name, or
-            `mini_instruct`, the embedded task; a split as in `name:train`. Several, as a list, are read one after the other.
+        train: Rows to train on: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files or one that `datasets`
+            saved, a hub name, or `mini_instruct`, the embedded task; a split as in `name:train`, a configuration of the hub as
+            in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Rows to validate on.
         batch_size: Prompts in a batch, on each device.
         val_batch_size: The same for validation. `batch_size` if not given.

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.base import GroupDataModule
 from lit_align.data.mismatched import CollateMismatched
 from lit_align.data.row_reader import RowError
+from lit_align.data.spans import unchanged_spans
+from lit_align.data.token_groups import TokenGroups
+from lit_align.errors import UserError
 from lit_align.groups import Group, TokenGroup
 
 
 class SFTData(GroupDataModule):
-    """Demonstrations: rows with one response, which is good (`prompt` + `completion`, or `messages`)."""
+    """Demonstrations: rows with one response, which is good (`prompt` + `completion`, or `messages`).
+
+    Of improvements (`prompt` + `response` + `edited`) the edited response is one.
+
+    Args:
+        unchanged_weight: Of improvements, what the words weigh that were in the response before it was edited; the others
+            weigh 1, and so does everything if this is 1. Less, or 0, learns what the edit changed rather than what it kept.
+        rows: The arguments of `GroupDataModule`.
+    """
 
     kind = "sft"
 
+    def __init__(self, *args: Any, unchanged_weight: float = 1.0, **rows: Any) -> None:
+        super().__init__(*args, **rows)
+        if not 0 <= unchanged_weight <= 1:
+            raise UserError(f"unchanged_weight must lie between 0 and 1, got {unchanged_weight}.")
+        self.unchanged_weight = unchanged_weight
+        self._edits = 0
+
     def accept(self, group: Group) -> Group:
-        """The row, if it has one response and no label."""
+        """The row, if it has one response and no label, or is an improvement."""
+        if group.edited:
+            self._edits += 1
+            edited, original = group.responses
+            spans = None if self.unchanged_weight == 1 else unchanged_spans(original, edited, self.unchanged_weight)
+            return replace(
+                group, responses=(edited,), scores=None, edited=False, weights=None if spans is None else (spans,)
+            )
         if len(group.responses) != 1 or group.labels is not None:
             found = "a label" if group.labels is not None else f"{len(group.responses)} responses to one prompt"
             raise RowError(
@@ -26,9 +53,16 @@ class SFTData(GroupDataModule):
             )
         return group
 
+    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
+        self._edits = 0
+        encoded = super()._encode(split, tokenizer)
+        if split == "train" and self.unchanged_weight != 1 and not self._edits:
+            raise UserError("unchanged_weight has no effect: no training row is an improvement. Leave it out.")
+        return encoded
+
 
 class PreferenceData(GroupDataModule):
-    """Pairs of which one is preferred (`prompt` + `chosen` + `rejected`)."""
+    """Pairs of which one is preferred (`prompt` + `chosen` + `rejected`; of improvements the edited response is)."""
 
     kind = "preference"
 
@@ -60,6 +94,7 @@ class RankingData(GroupDataModule):
 class LabelData(GroupDataModule):
     """Responses labelled desirable or not (`prompt` + `completion` + `label`, or `messages` + `label`).
 
+    An early stop (`prompt` + `prefix` + `stop`) is an undesirable response without an end.
     Pairs serve as two labelled responses to one prompt, the preferred one desirable. Every batch has its mismatched pairs
     beside it; see `lit_align.data.mismatched`.
     """

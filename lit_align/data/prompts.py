@@ -93,8 +93,9 @@ class PromptData(GroupDataModule):
     turn. A prompt that occurred before is dropped.
 
     Args:
-        train: Prompts to train on: a `.jsonl`, `.json` or `.parquet` file, a folder that `datasets` saved, a hub name, or
-            `mini_instruct`, the embedded task; a split as in `name:train`. Several, as a list, are read one after the other.
+        train: Prompts to train on: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files or one that
+            `datasets` saved, a hub name, or `mini_instruct`, the embedded task; a split as in `name:train`, a configuration of
+            the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Prompts to validate on.
         batch_size: Prompts in a batch, on each device.
         val_batch_size: The same for validation. `batch_size` if not given.

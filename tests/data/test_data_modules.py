@@ -391,3 +391,58 @@ def test_hub_rows_are_fetched_once_on_each_machine(pairs: str, monkeypatch: pyte
 def test_loaders_before_setup_are_refused(pairs: str) -> None:
     with pytest.raises(UserError, match="call setup first"):
         PreferenceData(pairs).train_dataloader()
+
+
+def test_improvements_are_pairs_and_demonstrations(
+    write_jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    monkeypatch.setattr(data_base, "load_tokenizer", lambda config: tokenizer)
+    path = write_jsonl(
+        [
+            {"prompt": "a", "response": "b c d", "edited": "b e d"},
+            {"prompt": "f", "response": "g", "edited": "g"},
+            {"prompt": "h", "completion": "i"},
+        ]
+    )
+
+    def rows(data: GroupDataModule) -> list[tuple[list[list[int]], Any, Any]]:
+        data.setup("fit")
+        groups = data.rows_loader().groups
+        return [(list(map(list, groups[i].responses)), groups[i].scores, groups[i].weights) for i in range(len(groups))]
+
+    # One token a letter: b 5, c 6, d 7, e 8, g 10, i 12; EOS 1 closes a response and weighs what its last word does.
+    demonstrations = [([[5, 8, 7, 1]], None, None), ([[10, 1]], None, None), ([[12, 1]], None, None)]
+    assert rows(SFTData(path, tokenizer="words")) == demonstrations
+    weights = [[[0.25, 1.0, 0.25, 0.25]], [[0.25, 0.25]], [[1.0, 1.0]]]
+    assert rows(SFTData(path, unchanged_weight=0.25, tokenizer="words")) == [
+        (responses, scores, of_row) for (responses, scores, _), of_row in zip(demonstrations, weights, strict=True)
+    ]
+    # The row that was left as it was is a tie, the one with one response no pair.
+    pairs = PreferenceData(path, on_bad_row="skip", tokenizer="words")
+    assert rows(pairs) == [([[5, 8, 7, 1], [5, 6, 7, 1]], [1.0, 0.0], None)]
+
+
+def test_an_unchanged_weight_without_effect_is_refused(
+    write_jsonl: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    monkeypatch.setattr(data_base, "load_tokenizer", lambda config: tokenizer)
+    data = SFTData(write_jsonl([{"prompt": "a", "completion": "b"}]), unchanged_weight=0.5, tokenizer="words")
+    with pytest.raises(UserError, match="unchanged_weight has no effect: no training row is an improvement"):
+        data.setup("fit")
+    with pytest.raises(UserError, match="unchanged_weight must lie between 0 and 1, got 2"):
+        SFTData("mini_instruct", unchanged_weight=2.0)
+
+
+def test_the_rows_loader_is_not_wrapped_and_has_a_position_of_its_own(
+    tmp_path: Path, pairs: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = PreferenceData(pairs, batch_size=2)
+    trainer = _trainer(tmp_path, max_steps=3)
+    trainer.fit(DoublingRecorder(tokenizer), data)
+    before = data.state_dict()
+    loader = data.rows_loader()
+    assert isinstance(loader, GroupLoader)
+    served = [row for batch in loader for row in batch.rows.tolist()]
+    assert sorted(served) == list(range(9))
+    assert loader.position() == {"epoch": 1, "batch": 0}
+    assert data.state_dict() == before
