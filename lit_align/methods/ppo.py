@@ -157,9 +157,11 @@ class PPO(AlignmentModule):
             raise UserError(
                 f"{name} has the KL in its loss, where k1 has no gradient on average: set kl_estimator: k3."
             )
-        if self.policy_config.dropout:
+        lora = self.policy_config.lora
+        if self.policy_config.dropout or (lora is not None and lora.dropout):
             raise UserError(
-                "policy.dropout must be 0: a policy with dropout is not the one that its responses came from."
+                "policy.dropout and policy.lora.dropout must be 0: a policy with dropout is not the one that its responses "
+                "came from."
             )
         for what in ("responses_per_prompt", "inner_epochs", "minibatches"):
             if getattr(self, what) < 1:
@@ -182,7 +184,7 @@ class PPO(AlignmentModule):
         groups: list[dict[str, Any]] = [{"params": [p for p in self.policy.parameters() if p.requires_grad]}]
         if self.advantage.needs_critic:
             critic = self.value_head if self.critic_config is None else self.critic
-            groups.append({"params": list(critic.parameters())})
+            groups.append({"params": [p for p in critic.parameters() if p.requires_grad]})
             if self.critic_lr is not None:
                 groups[-1]["lr"] = self.critic_lr
         return groups

@@ -122,7 +122,7 @@ class RewardModel(AlignmentModule):
         if self.loss.needs_labels:
             return
         loader = self.trainer.val_dataloaders
-        if loader is None:
+        if not loader:
             rank_zero_info("No validation data, so the reward's bias stays 0: its zero has no meaning.")
             return
         total = torch.zeros(2, device=self.device)

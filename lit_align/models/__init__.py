@@ -1,6 +1,6 @@
 """Policies, reward models, references and tokenizers; log-probabilities; export."""
 
-from lit_align.models.config import ModelConfig
+from lit_align.models.config import LoRAConfig, ModelConfig
 from lit_align.models.critic import response_values, save_value_head, value_head
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
 from lit_align.models.logprobs import (
@@ -15,6 +15,7 @@ from lit_align.models.reference import Reference, frozen_copy
 from lit_align.models.sampling import Sampling
 
 __all__ = [
+    "LoRAConfig",
     "ModelConfig",
     "Reference",
     "Sampling",

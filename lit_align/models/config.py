@@ -15,6 +15,33 @@ EMBEDDED = {"mini_instruct": Path(__file__).parents[1] / "data" / "mini_instruct
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """A low-rank adapter (2106.09685): W x becomes W x + alpha / rank B A x, and only A and B are trained.
+
+    Args:
+        rank: Rows of A and columns of B.
+        alpha: Scale of the update. The learning rate should be about ten times that of training all weights.
+        dropout: On the input of A. 0 where the policy must not be noisy, as in PPO.
+        target_modules: Names of linear layers, as `[q_proj, v_proj]`. All of them below the head if not given.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank must be at least 1, got {self.rank}.")
+        if self.alpha <= 0:
+            raise UserError(f"lora.alpha must be positive, got {self.alpha}: with 0 the adapter would have no effect.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout must be in [0, 1), got {self.dropout}.")
+        if self.target_modules == []:
+            raise UserError("lora.target_modules is empty, so nothing would be trained: leave it out for all layers.")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A model from a folder, from the hub, or from a configuration.
 
@@ -31,6 +58,7 @@ class ModelConfig:
         attn_implementation: As in transformers: `sdpa`, `eager`, `flash_attention_2`, ...
         dropout: Sets every dropout rate of the model's configuration. 0 for alignment methods: a policy that is compared
             with a reference must not be noisy.
+        lora: Trains a low-rank adapter instead of all weights; a reward head is still trained in full. `{}` for the defaults.
         trust_remote_code: Runs Python code that the folder or hub repository brings. Only for sources you trust.
         revision: Branch, tag or commit of a hub repository.
     """
@@ -44,6 +72,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attn_implementation: str = "sdpa"
     dropout: float = 0.0
+    lora: LoRAConfig | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 

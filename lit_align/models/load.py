@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lit_align.errors import UserError
+from lit_align.models.adapters import is_adapted, merged_state, with_lora, without_adapter
 from lit_align.models.config import ModelConfig
 from lit_align.models.logprobs import check_head
 
@@ -54,11 +55,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_policy(config: ModelConfig) -> PreTrainedModel:
-    """A causal language model, in train mode.
+    """A causal language model, in train mode; with `config.lora` a peft model around it.
 
     Raises:
-        UserError: No model there, weights that do not fit, weights that are not safetensors, or a vocabulary smaller than
-            the tokenizer's.
+        UserError: No model there, weights that do not fit, weights that are not safetensors, a vocabulary smaller than the
+            tokenizer's, or layers for an adapter that are not there.
     """
     if config.init == "random":
         model_config = _model_config(config)
@@ -78,11 +79,11 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
         )
     _check_vocabulary(model, config)
     check_head(model)
-    return model.train()
+    return _adapted(model, config).train()
 
 
 def load_reward_model(config: ModelConfig) -> PreTrainedModel:
-    """A trunk with one scalar head, in train mode.
+    """A trunk with one scalar head, in train mode; with `config.lora` a peft model around it.
 
     A head that the folder does not have is drawn from normal(0, 1/sqrt(d + 1)), d the width of the trunk (Huang et al. 2024,
     "The N+ Implementation Details of RLHF with PPO", detail 12).
@@ -128,7 +129,7 @@ def load_reward_model(config: ModelConfig) -> PreTrainedModel:
     if head_is_new:
         nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     _check_vocabulary(model, config)
-    return model.train()
+    return _adapted(model, config).train()
 
 
 def save_model(
@@ -136,8 +137,11 @@ def save_model(
 ) -> None:
     """Writes a model and its tokenizer as a Hugging Face folder, whole or not at all.
 
+    A trained adapter is merged into the weights, so that the folder loads like any other; by itself it is in `adapter/`.
+
     Args:
-        model: Any transformers model. Weights that are sharded over ranks (FSDP2) are gathered, so every rank has to call.
+        model: Any transformers model, or a peft model around one. Weights that are sharded over ranks (FSDP2) are gathered, so
+            every rank has to call.
         tokenizer: Saved beside it, with its chat template.
         folder: Replaced if it is there.
         write: False on the ranks that only take part in the gathering.
@@ -151,7 +155,11 @@ def save_model(
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state)
+    if is_adapted(model):
+        without_adapter(model).save_pretrained(partial, state_dict=merged_state(model, state))
+        model.save_pretrained(partial / "adapter", state_dict=state, save_embedding_layers=False)
+    else:
+        model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -169,6 +177,10 @@ def _model_config(config: ModelConfig) -> PretrainedConfig:
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, (int, float)):
             setattr(model_config, name, config.dropout)
     return model_config
+
+
+def _adapted(model: PreTrainedModel, config: ModelConfig) -> Any:
+    return model if config.lora is None else with_lora(model, config.lora)
 
 
 def _from_hub(auto_class: Any, location: str, what: str, source: ModelConfig, **kwargs: Any) -> Any:

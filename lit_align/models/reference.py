@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from lit_align.errors import UserError
+from lit_align.models.adapters import is_adapted, without_adapter
+from lit_align.models.fingerprint import fingerprint
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def frozen_copy(model: AnyModule) -> AnyModule:
-    """A copy of the weights in memory that is never trained: no gradients, eval mode.
+    """The model as it is now, never to be trained: no gradients, eval mode.
 
-    It is taken from memory and not loaded again by name, because what a name stands for can change during a run.
+    It is a copy of the weights in memory and not loaded again by name, because what a name stands for can change during a run.
+    Where only an adapter is trained, nothing is copied: it is the same weights without the adapter, which must be a new one.
     """
+    if is_adapted(model):
+        plain: AnyModule = without_adapter(model)
+        return plain.eval()
     return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """A short digest of a model's weights, cheap enough for every start: names, shapes, sums and sums of squares."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        numbers = value.detach().double()
-        digest.update(
-            f"{name}{tuple(value.shape)}{numbers.sum().item():.12e}{numbers.square().sum().item():.12e}".encode()
-        )
-    return digest.hexdigest()[:16]
 
 
 class Reference:
