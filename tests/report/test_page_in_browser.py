@@ -34,7 +34,9 @@ def rows(browser: Browser) -> list[str]:
 def test_it_shows_every_part(opened: Browser) -> None:
     assert opened.texts("h1") == ["my group"]
     assert opened.texts("h2") == ["Reward against KL", "Results", "Training", "Responses", "Configs"]
-    assert opened.texts(".finding") == ["ppo has the most gold, 1.50: 75.0 % of the gain that 1.00 nats of KL can buy."]
+    assert opened.texts(".finding") == [
+        "ppo has the most gold, 1.50: 75.0 % of the gain that 1.00 nats of KL can buy. But see the note under Results."
+    ]
     assert opened.texts("#results thead th") == [
         "run", "method", "gold", "KL, nats", "best gold at that KL", "efficiency", "win rate"
     ]  # fmt: skip

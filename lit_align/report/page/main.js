@@ -25,7 +25,7 @@ function legend(runs) {
   return bar;
 }
 
-function heading({ group, runs, report, best_accuracy }) {
+function heading({ group, runs, report, best_accuracy, remarks }) {
   const facts = [`${runs.length} run${runs.length === 1 ? "" : "s"}`];
   if (report.reference.gold !== null) facts.push(`gold of the reference ${number(report.reference.gold)}`);
   if (best_accuracy !== null) facts.push(`best possible accuracy of a reward model ${percent(best_accuracy)}`);
@@ -35,21 +35,22 @@ function heading({ group, runs, report, best_accuracy }) {
     html("p", { class: "brand" }, "lit_align"),
     html("h1", {}, group),
     html("p", { class: "facts" }, facts.join(" · ")),
-    finding(runs),
+    finding(runs, remarks),
   );
 }
 
-/** The run with most gold, in a sentence; null where none left the reference. */
-function finding(runs) {
+/** The run with most gold, in a sentence, and whether that deserves doubt; null where none left the reference. */
+function finding(runs, remarks) {
   const moved = runs.filter((run) => run.result.efficiency !== null);
   if (!moved.length) return null;
   const best = moved.reduce((a, b) => (a.result.gold >= b.result.gold ? a : b));
   const { gold, kl, efficiency } = best.result;
   const share = `${percent(efficiency)} of the gain that ${short(kl)} nats of KL can buy.`;
-  return html("p", { class: "finding" }, html("strong", {}, best.name), ` has the most gold, ${short(gold)}: ${share}`);
+  const doubt = remarks.some((remark) => remark.startsWith(`${best.name}: `)) ? " But see the note under Results." : "";
+  return html("p", { class: "finding" }, html("strong", {}, best.name), ` has the most gold, ${short(gold)}: ${share}${doubt}`);
 }
 
-function remarks(notes) {
+function notesList(notes) {
   return notes.length ? html("ul", { class: "notes" }, ...notes.map((note) => html("li", {}, note))) : null;
 }
 
@@ -78,7 +79,7 @@ const parts = [
       "dotted is what a run left on the table.",
     data.report.frontier.length ? frontierFigure(data) : null,
   ),
-  section("results", "Results", "A click on a title sorts.", resultsTable(data), remarks(data.remarks)),
+  section("results", "Results", "A click on a title sorts.", resultsTable(data), notesList(data.remarks)),
   section("curves", "Training", "A pale line is what was logged, a strong one its running mean.", curvesFigure(data), lastLogged()),
   section("samples", "Responses", null, samplesSection(data.samples, data.runs)),
   section("configs", "Configs", "Each run as it was merged from its files and command line.", configs(data.runs)),
