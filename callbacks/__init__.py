@@ -1,0 +1,1 @@
+"""Callbacks for any LightningModule: named in YAML by their full path, `class_path: callbacks.<Name>`."""
