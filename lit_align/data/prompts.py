@@ -200,13 +200,19 @@ def read_prompts(name: str, counts: Counts, columns: Mapping[str, str] | None = 
         try:
             if isinstance(row, RowError):
                 raise row
-            yield Group(_prompt(row, source, columns), (), source=source)
+            yield Group(read_prompt(row, source, columns), (), source=source)
         except RowError as error:
             counts.bad_row(error)
 
 
-def _prompt(row: object, source: str, columns: Mapping[str, str] | None) -> Text:
-    """The prompt of a row as its kind has it; of a row without usable responses, the prompt alone."""
+def read_prompt(row: object, source: str, columns: Mapping[str, str] | None = None) -> Text:
+    """The prompt of a row as its kind has it; of a row without usable responses, the prompt alone.
+
+    The arguments are those of `find_schema`.
+
+    Raises:
+        RowError: There is none.
+    """
     try:
         return read_group(row, source, columns).prompt
     except RowError:
