@@ -28,8 +28,6 @@ def data(
         max_rows: Looks at the first so many rows only.
         show: How many rows to print.
     """
-    import logging
-
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
@@ -43,7 +41,6 @@ def data(
     if tokenizer is None and (max_length is not None or max_prompt_length is not None):
         raise UserError("max_length and max_prompt_length count tokens: name a --tokenizer, or leave them out.")
     disable_progress_bar()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     loaded = None if tokenizer is None else load_tokenizer(ModelConfig(path=tokenizer, init="random"))
     lengths = Lengths(max_length or 1024, max_prompt_length)
     console = Console(highlight=False)
