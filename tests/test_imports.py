@@ -45,7 +45,8 @@ def imported(file: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{file} imports relatively, line {node.lineno}"
+            assert node.module is not None, f"{file} imports relatively, line {node.lineno}"
+            assert node.level == 0, f"{file} imports relatively, line {node.lineno}"
             whole_package = node.module == "lit_align"
             yield from (f"lit_align.{alias.name}" for alias in node.names) if whole_package else [node.module]
 
