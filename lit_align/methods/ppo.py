@@ -302,7 +302,7 @@ class PPO(AlignmentModule):
         if self.log_samples_every and self._rollouts % self.log_samples_every == 0:
             kl = watched["kl/k1"].tolist()
             rows = [
-                {"prompt": str(a.prompt), "response": a.response, "score": s, "kl": d, "finished": a.finished}
+                {"prompt": a.prompt, "response": a.response, "score": s, "kl": d, "finished": a.finished}
                 for a, s, d in zip(answers[:8], scores.total.tolist(), kl, strict=False)
             ]
             log_samples(self.trainer, rows)

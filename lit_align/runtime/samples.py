@@ -17,7 +17,7 @@ def log_samples(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
 
     Rows of this step and later ones, which a run that goes on from an earlier checkpoint left there, are replaced.
     """
-    if not trainer.is_global_zero or not trainer.loggers:
+    if not trainer.is_global_zero or not trainer.loggers or trainer.fast_dev_run:
         return
     path = Path(trainer.default_root_dir) / FILE
     kept = []
@@ -29,4 +29,11 @@ def log_samples(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             columns = list(rows[0])
-            logger.log_table("samples", columns=columns, data=[[row[name] for name in columns] for row in rows])
+            logger.log_table("samples", columns=columns, data=[[_cell(row[name]) for name in columns] for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    """A value as a table of wandb shows it: chat turns one below the other."""
+    if not isinstance(value, list):
+        return value
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)
