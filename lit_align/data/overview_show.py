@@ -38,20 +38,17 @@ def print_rows(overview: Overview, name: str, console: Console) -> None:
         )
         for reason in overview.bad.reasons:
             table.add_row("", reason)
-    sizes = [
-        f"{k} to {'each' if n == good else f'{n:,}'} prompt{'s' * (n != good)}"
-        for k, n in sorted(overview.sizes.items())
-    ]
+    sizes = [f"{k} to {'each prompt' if n == good else _n(n, 'prompt')}" for k, n in sorted(overview.sizes.items())]
     if sizes:
         table.add_row("responses", ", ".join(sizes))
     if overview.labels:
         table.add_row("labels", f"{overview.labels[True]:,} desirable, {overview.labels[False]:,} not")
     for what, count in overview.extras.items():
-        table.add_row(what, f"in {count:,} rows")
+        table.add_row(what, f"in {_n(count, 'row')}")
     table.add_row("repeated", _repeated(overview, good))
     if good:
-        takers = [f"{module} ({count:,} rows{_ties(overview, module)})" for module, count in overview.takes.items()]
-        table.add_row("good for", ", ".join([*takers, f"PromptData ({len(overview.prompts):,} different prompts)"]))
+        takers = [f"{module} ({_n(count, 'row')}{_ties(overview, module)})" for module, count in overview.takes.items()]
+        table.add_row("good for", ", ".join([*takers, f"PromptData ({_n(len(overview.prompts), 'different prompt')})"]))
     console.print(table)
 
 
@@ -84,8 +81,8 @@ def print_cuts(overview: Overview, lengths: Lengths, console: Console) -> None:
     outcome = "nothing is cut."
     if rows:
         outcome = (
-            f"{prompts:,} prompts are cut on the left and {responses:,} responses on the right, in {rows:,} rows; "
-            "too_long: drop would leave those rows out."
+            f"cut on the left: {_n(prompts, 'prompt')}; on the right: {_n(responses, 'response')}. Instead, too_long: drop "
+            f"would leave out {_n(rows, 'row')}."
         )
     console.print(f"{limit}: {outcome}")
 
@@ -128,17 +125,22 @@ def _table(title: str, show_header: bool = True) -> Table:
 
 
 def _repeated(overview: Overview, good: int) -> str:
-    repeats = {
-        "prompts of earlier rows": good - len(overview.prompts),
-        "rows that are an earlier one once more": overview.repeated,
-        "rows with the same response twice": overview.echoes,
-    }
-    return "; ".join(f"{count:,} {what}" for what, count in repeats.items() if count) or "nothing"
+    prompts = good - len(overview.prompts)
+    repeats = [
+        f"the prompt of an earlier row in {_n(prompts, 'row')}" if prompts else "",
+        f"a whole earlier row in {_n(overview.repeated, 'row')}" if overview.repeated else "",
+        f"the same response twice in {_n(overview.echoes, 'row')}" if overview.echoes else "",
+    ]
+    return ", ".join(filter(None, repeats)) or "nothing"
 
 
 def _ties(overview: Overview, module: str) -> str:
     ties = overview.ties[module]
-    return f", {ties:,} ties dropped" if ties else ""
+    return f", {_n(ties, 'tie')} dropped" if ties else ""
+
+
+def _n(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _colors(group: Group) -> list[str]:

@@ -89,10 +89,11 @@ def test_cuts_are_those_that_training_makes(tmp_path: Path, tokenizer: str, caps
     # the first three rows have one each.
     data(_file(tmp_path, PAIRS), tokenizer, max_length=4)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "With max_length 4: 3 prompts are cut on the left and 3 responses on the right, in 3 rows" in shown
+    assert "With max_length 4: cut on the left: 3 prompts; on the right: 3 responses. Instead," in shown
+    assert "too_long: drop would leave out 3 rows." in shown
     data(_file(tmp_path, PAIRS), tokenizer, max_length=5, max_prompt_length=2)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "and max_prompt_length 2: 3 prompts are cut on the left and 1 responses on the right, in 3 rows" in shown
+    assert "and max_prompt_length 2: cut on the left: 3 prompts; on the right: 1 response." in shown
     data(_file(tmp_path, PAIRS), tokenizer, max_length=8)
     assert "With max_length 8: nothing is cut." in " ".join(capsys.readouterr().out.split())
 
@@ -139,7 +140,7 @@ def test_without_a_tokenizer_lengths_are_characters(tmp_path: Path, capsys: pyte
     assert "Name a --tokenizer" in shown
     assert "user: why?" in shown
     assert "1 of the kind chat: messages" in shown
-    assert "SFTData (1 rows), PromptData (1 different prompts)" in shown
+    assert "SFTData (1 row), PromptData (1 different prompt)" in shown
 
 
 def test_columns_by_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
