@@ -104,6 +104,11 @@ class TokenGroups(Dataset[TokenGroup]):
         )
 
     @property
+    def response_offsets(self) -> NDArray[np.int64]:
+        """Number of responses before each row, and at the end the number of all, `(rows + 1,)`."""
+        return self._response_offsets
+
+    @property
     def has_weights(self) -> bool:
         """Whether any row weighs its tokens."""
         return self._weights is not None

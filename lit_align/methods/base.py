@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
+from lit_align.methods.reference_cache import ReferenceCache
 from lit_align.methods.schedule import Schedule
-from lit_align.models import ModelConfig, Reference, frozen_copy, load_tokenizer, response_logps
+from lit_align.models import (
+    CachedReference,
+    FrozenReference,
+    ModelConfig,
+    MovingReference,
+    Reference,
+    ReferenceConfig,
+    frozen_copy,
+    is_adapted,
+    load_policy,
+    load_tokenizer,
+    response_logps,
+)
 from lit_align.runtime import default_callbacks
 
 
@@ -64,6 +79,8 @@ class AlignmentModule(LightningModule, ABC):
         self.lr_scheduler = lr_scheduler
         self.tokenizer = load_tokenizer(policy)
         self._reference: Reference | None = None
+        self._reference_config: ReferenceConfig = FrozenReference()
+        self._reference_cache: ReferenceCache | None = None
         self._window: dict[str, Tensor] = {}
         self._val_metrics = nn.ModuleDict()
 
@@ -79,12 +96,28 @@ class AlignmentModule(LightningModule, ABC):
     def export(self, folder: str | Path) -> None:
         """Writes the trained model and its tokenizer as a Hugging Face folder. Every rank has to call."""
 
+    def keep_reference(self, model: nn.Module, config: ReferenceConfig = FrozenReference()) -> None:
+        """Makes `model` as it is now the reference, never in train mode.
+
+        Unless it moves it is in no checkpoint, optimiser or DDP bucket.
+        """
+        self._reference_config = config
+        if isinstance(config, MovingReference):
+            self.reference = frozen_copy(model)
+        elif isinstance(config, CachedReference):
+            self._reference = Reference(model, None if is_adapted(model) else partial(load_policy, self.policy_config))
+            self._reference_cache = ReferenceCache(Path(config.folder), self._reference)
+        else:
+            self._reference = Reference(model)
+
     def reference_model(self) -> Any:
-        """The frozen model that the policy is compared with, on this module's device.
+        """The model that the policy is compared with, on this module's device; loaded now if its log-probs are cached.
 
         Raises:
             UserError: The method has none.
         """
+        if isinstance(self._reference_config, MovingReference):
+            return self.reference.eval()
         if self._reference is None:
             raise UserError(f"{type(self).__name__} has no reference model.")
         return self._reference.model.to(self.device)
@@ -94,9 +127,38 @@ class AlignmentModule(LightningModule, ABC):
         with torch.no_grad():
             return response_logps(self.reference_model(), batch)
 
-    def keep_reference(self, model: nn.Module) -> None:
-        """Freezes a copy of `model` as it is now: in no checkpoint, optimiser or DDP bucket, and never in train mode."""
-        self._reference = Reference(frozen_copy(model))
+    def reference_sums(self, batch: GroupBatch, part: str = "responses") -> Tensor:
+        """Log-probability of every response under the reference, each token times its weight, nats, `(N,)`, without gradient.
+
+        Args:
+            batch: What the DataModule served, or a part of it.
+            part: The name that `reference_batches` gives it.
+        """
+        if self._reference_cache is not None:
+            return self._reference_cache.sums(self.trainer, batch, part)
+        return batch.weighted_sums(self.reference_logps(batch))
+
+    def reference_batches(self, batch: Any) -> dict[str, GroupBatch]:
+        """The parts of a batch whose `reference_sums` the method asks for, by name; what a `CachedReference` caches."""
+        return {"responses": batch}
+
+    def on_fit_start(self) -> None:
+        """Reads or makes what a `CachedReference` knows of the rows."""
+        if self._reference_cache is not None:
+            self._reference_cache.prepare(self, "train")
+            self._reference_cache.prepare(self, "val")
+
+    def on_validation_start(self) -> None:
+        """The same where the Trainer only validates."""
+        if self._reference_cache is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._reference_cache.prepare(self, "val")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, and lets a `MovingReference` follow before a checkpoint of this step can be written."""
+        super().optimizer_step(*args, **kwargs)
+        config = self._reference_config
+        if isinstance(config, MovingReference) and (self.trainer.global_step + 1) % config.every == 0:
+            config.move(self.reference, cast("nn.Module", self.policy))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which reference the run is compared with; its weights stay out of the checkpoint."""

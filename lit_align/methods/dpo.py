@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
+from lit_align.errors import UserError
 from lit_align.groups import GroupBatch, preferred_pairs
 from lit_align.losses import DPO as DPOLoss
 from lit_align.losses import PairLogps, PreferenceLoss
 from lit_align.methods.base import AlignmentModule, StepOutput
 from lit_align.methods.schedule import Schedule
-from lit_align.models import ModelConfig, load_policy, response_logps, save_model
+from lit_align.models import FrozenReference, ModelConfig, ReferenceConfig, load_policy, response_logps, save_model
 
 
 class DPO(AlignmentModule):
@@ -30,6 +31,7 @@ class DPO(AlignmentModule):
     Args:
         policy: The model to train, as a rule the one that SFT made.
         loss: What a pair costs.
+        reference: What the policy is compared with: a frozen copy, log-probs cached on disk, or a copy that moves.
         optimizer: See `AlignmentModule`.
         lr_scheduler: See `AlignmentModule`.
     """
@@ -41,18 +43,25 @@ class DPO(AlignmentModule):
         self,
         policy: ModelConfig,
         loss: PreferenceLoss = DPOLoss(),
+        reference: ReferenceConfig = FrozenReference(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7),
         lr_scheduler: Schedule | LRSchedulerCallable = Schedule(warmup=0.1, decay="linear"),
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler)
         self.loss = loss
+        self.reference_config = reference
+        reference.check(policy)
+        if not loss.needs_reference and reference != FrozenReference():
+            raise UserError(
+                f"{type(loss).__name__} compares with no reference, so `reference` has no effect: leave it out."
+            )
 
     def configure_model(self) -> None:
-        """Loads the policy, and freezes a copy of it as the reference."""
+        """Loads the policy, and keeps it as it is then as the reference."""
         if not hasattr(self, "policy"):
             self.policy = load_policy(self.policy_config)
             if self.loss.needs_reference:
-                self.keep_reference(self.policy)
+                self.keep_reference(self.policy, self.reference_config)
 
     def step(self, batch: GroupBatch) -> StepOutput:
         """One loss a pair."""
@@ -78,9 +87,7 @@ class DPO(AlignmentModule):
         """Summed log-probabilities of every pair of a batch under policy and reference."""
         assert batch.scores is not None
         policy = batch.weighted_sums(response_logps(self.policy, batch))
-        reference = (
-            batch.weighted_sums(self.reference_logps(batch)) if self.loss.needs_reference else torch.zeros_like(policy)
-        )
+        reference = self.reference_sums(batch) if self.loss.needs_reference else torch.zeros_like(policy)
         chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
         lengths = batch.response_lengths
         return PairLogps(

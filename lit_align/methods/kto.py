@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lit_align.data import LabelBatch
 from lit_align.errors import UserError
-from lit_align.groups import GroupBatch, sum_by_response
+from lit_align.groups import GroupBatch
 from lit_align.losses import KTO as KTOLoss
 from lit_align.losses import LabelLoss
 from lit_align.methods.base import AlignmentModule, StepOutput
 from lit_align.methods.schedule import Schedule
-from lit_align.models import ModelConfig, load_policy, response_logps, save_model
+from lit_align.models import FrozenReference, ModelConfig, ReferenceConfig, load_policy, response_logps, save_model
 
 
 class KTO(AlignmentModule):
@@ -35,6 +35,7 @@ class KTO(AlignmentModule):
     Args:
         policy: The model to train, as a rule the one that SFT made.
         loss: What a response costs.
+        reference: What the policy is compared with: a frozen copy, log-probs cached on disk, or a copy that moves.
         optimizer: See `AlignmentModule`.
         lr_scheduler: See `AlignmentModule`.
     """
@@ -45,25 +46,28 @@ class KTO(AlignmentModule):
         self,
         policy: ModelConfig,
         loss: LabelLoss = KTOLoss(),
+        reference: ReferenceConfig = FrozenReference(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7),
         lr_scheduler: Schedule | LRSchedulerCallable = Schedule(warmup=0.1, decay="linear"),
     ) -> None:
         super().__init__(policy, optimizer, lr_scheduler)
         self.loss = loss
+        self.reference_config = reference
+        reference.check(policy)
 
     def configure_model(self) -> None:
-        """Loads the policy, and freezes a copy of it as the reference."""
+        """Loads the policy, and keeps it as it is then as the reference."""
         if not hasattr(self, "policy"):
             self.policy = load_policy(self.policy_config)
-            self.keep_reference(self.policy)
+            self.keep_reference(self.policy, self.reference_config)
 
     def step(self, batch: GroupBatch) -> StepOutput:
         """One loss a response."""
         if not isinstance(batch, LabelBatch) or batch.labels is None:
             raise UserError("KTO learns from labelled rows: set data.class_path: LabelData.")
         labels = batch.labels
-        logps = self._sums(response_logps(self.policy, batch), batch)
-        log_ratios = logps - self._sums(self.reference_logps(batch), batch)
+        logps = batch.weighted_sums(response_logps(self.policy, batch))
+        log_ratios = logps - self.reference_sums(batch)
         mismatched = self.mismatched_log_ratios(batch)
         z0 = self._mean_over_ranks(mismatched, batch.is_filler)
         with torch.no_grad():
@@ -85,7 +89,11 @@ class KTO(AlignmentModule):
     def mismatched_log_ratios(self, batch: LabelBatch) -> Tensor:
         """Log-ratio of every response after its mismatched prompt, summed over its tokens, nats, without gradient, `(N,)`."""
         pairs = batch.mismatched
-        return self._sums(response_logps(self.policy, pairs) - self.reference_logps(pairs), pairs)
+        return pairs.weighted_sums(response_logps(self.policy, pairs)) - self.reference_sums(pairs, "mismatched")
+
+    def reference_batches(self, batch: LabelBatch) -> dict[str, GroupBatch]:
+        """The responses, and their mismatched pairs."""
+        return {"responses": batch, "mismatched": batch.mismatched}
 
     def export(self, folder: str | Path) -> None:
         """Writes the policy."""
@@ -98,7 +106,3 @@ class KTO(AlignmentModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         return total[0] / total[1]
-
-    @staticmethod
-    def _sums(logps: Tensor, batch: GroupBatch) -> Tensor:
-        return sum_by_response(logps, batch.response_index, batch.n_responses)

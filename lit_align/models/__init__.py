@@ -1,5 +1,6 @@
 """Policies, reward models, references and tokenizers; log-probabilities; export."""
 
+from lit_align.models.adapters import is_adapted
 from lit_align.models.config import LoRAConfig, ModelConfig
 from lit_align.models.critic import response_values, save_value_head, value_head
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
@@ -11,16 +12,28 @@ from lit_align.models.logprobs import (
     token_logps,
     token_stats,
 )
-from lit_align.models.reference import Reference, frozen_copy
+from lit_align.models.reference import (
+    CachedReference,
+    FrozenReference,
+    MovingReference,
+    Reference,
+    ReferenceConfig,
+    frozen_copy,
+)
 from lit_align.models.sampling import Sampling
 
 __all__ = [
+    "CachedReference",
+    "FrozenReference",
     "LoRAConfig",
     "ModelConfig",
+    "MovingReference",
     "Reference",
+    "ReferenceConfig",
     "Sampling",
     "TokenStats",
     "frozen_copy",
+    "is_adapted",
     "load_policy",
     "load_reward_model",
     "load_tokenizer",
