@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 
 FILE = "samples.jsonl"
 
@@ -17,7 +18,7 @@ def log_samples(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
 
     Rows of this step and later ones, which a run that goes on from an earlier checkpoint left there, are replaced.
     """
-    if not trainer.is_global_zero or not trainer.loggers or trainer.fast_dev_run:
+    if not trainer.is_global_zero or not trainer.loggers or isinstance(trainer.logger, DummyLogger):
         return
     path = Path(trainer.default_root_dir) / FILE
     kept = []
