@@ -66,8 +66,8 @@ class GroupDataModule(LightningDataModule, ABC):
         columns: Names for rows whose columns go by others: `{prompt: question, completion: answer}`.
         layout: `padded` gives each response a row of its own, with its prompt, for any model. `shared` has a prompt once, its
             responses behind it and other groups in the same row, for models with ordinary attention (`sdpa` or `eager`).
-        tokens_per_row: Of the shared layout; rows are as wide as the longest group if that is more. Many are good where
-            prompts or groups differ much in length, few where attention is dear. `max_length` if not given.
+        tokens_per_row: Width of the shared layout's rows, or the longest group if that is more. The wider, the less padding,
+            and the more attention is computed between groups only to be masked. `max_length` if not given.
         num_workers: Processes that put batches together.
         tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
     """

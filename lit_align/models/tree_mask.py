@@ -61,10 +61,10 @@ def check_trees(trunk: Any, device: torch.device) -> None:
         return
     reason = _known_reason(trunk.config, implementation)
     if reason is None:
-        error, tolerance = _measure(trunk, device)
-        if not error <= tolerance:
+        off, tolerance = _measure(trunk, device)
+        if not off <= tolerance:
             reason = (
-                f"it changes its hidden states by {error:.2g} of their size, as a model does that ignores a mask of its "
+                f"it changes its hidden states by {off:.2g} of their size, as a model does that ignores a mask of its "
                 "own, or takes positions from a token's column"
             )
     if reason is not None:
@@ -125,16 +125,23 @@ def _measure(trunk: Any, device: torch.device) -> tuple[float, float]:
     until = torch.tensor([19, 11, 19], device=device).repeat_interleave(torch.tensor([3, 8, 8], device=device))
     visible_until = torch.cat([until, until + 19])[None]
     ids = 1 + torch.arange(38, device=device) % (trunk.get_input_embeddings().num_embeddings - 1)
+    computed_in: list[torch.dtype] = []
     with _as_in_a_measurement(trunk, device):
-        alone = trunk(input_ids=ids[paths], use_cache=False).last_hidden_state
+        # Under FSDP's mixed precision, neither the weights as they are stored nor the output need say it.
+        embeddings = trunk.get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda module, inputs, output: computed_in.append(output.dtype))
+        try:
+            alone = trunk(input_ids=ids[paths], use_cache=False).last_hidden_state
+        finally:
+            hook.remove()
         try:
             mask = _attention_mask(trunk, visible_until, position_ids)
             output = trunk(input_ids=ids[None], position_ids=position_ids, attention_mask=mask, use_cache=False)
         except Exception as error:
             raise _refusal(trunk, f"given the mask, it fails with {type(error).__name__}: {error}") from error
     in_tree = output.last_hidden_state[0, paths]
-    tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
-    return float((in_tree.float() - alone.float()).norm() / alone.float().norm()), tolerance
+    off = float((in_tree.float() - alone.float()).norm() / alone.float().norm())
+    return off, 1e-3 if computed_in[0] == torch.float32 else 5e-2
 
 
 @contextmanager

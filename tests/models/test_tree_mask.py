@@ -184,6 +184,15 @@ def test_bf16(architecture, implementation, random_groups):
     torch.testing.assert_close(true, expected, atol=0.02, rtol=0)
 
 
+def test_bf16_behind_float32_outputs_is_measured_as_bf16():
+    """As FSDP's mixed precision has it, whose outputs may be cast."""
+    model = build(LlamaConfig(**{**SIZES, "num_hidden_layers": 12})).bfloat16().base_model
+    model.norm.register_forward_hook(lambda module, inputs, output: output.float())
+    off, tolerance = tree_mask._measure(model, CPU)
+    assert 1e-3 < off < tolerance
+    tree_mask.check_trees(model, CPU)
+
+
 def test_the_mask_by_hand():
     batch = shared([TokenGroup([5], [[6, 7], [8]]), TokenGroup([9], [[4]])], pad_id=0, tokens_per_row=4)
     model = build(LlamaConfig(**SIZES)).base_model
