@@ -22,7 +22,7 @@ from torch import Tensor
 from lit_align.data import PromptData
 from lit_align.data.mini_instruct import enumerated_policy, gold_scores
 from lit_align.exact import Frontier, expected_reward, kl_divergence
-from lit_align.feedback import LinearProxy
+from lit_align.feedback import LinearProxy, MissingEOSPenalty, WeightedSum
 from lit_align.losses import FixedKL
 from lit_align.methods import PPO
 from lit_align.models import ModelConfig, load_policy, load_tokenizer
@@ -97,11 +97,11 @@ class Measure(Callback):
 
 
 def train(config: ModelConfig, proxy: LinearProxy, measure: Measure, given: argparse.Namespace) -> None:
-    """PPO on the proxy."""
+    """PPO on the proxy, and on ending by itself: responses cut by length are outside of what can be enumerated."""
     seed_everything(given.seed, verbose=False)
     module = PPO(
         config,
-        reward=proxy,
+        reward=WeightedSum({"proxy": proxy, "cut": MissingEOSPenalty(5.0)}, {"proxy": 1.0, "cut": 1.0}),
         rollout=RolloutConfig(max_new_tokens=5),
         kl=FixedKL(given.beta),
         inner_epochs=2,
