@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_align.data.collate import padded
+from lit_align.data.shared_layout import shared
 from lit_align.groups import GroupBatch, TokenGroup
 
 GROUPS = [
@@ -126,3 +127,16 @@ def test_weights_of_tokens_by_hand() -> None:
 def test_weights_of_some_groups_only_are_refused() -> None:
     with pytest.raises(ValueError, match="Some groups of the batch have weights"):
         padded([TokenGroup([5], [[7]], weights=[[0.5]]), TokenGroup([2], [[1]])], pad_id=0)
+
+
+def test_weights_are_the_same_in_every_layout(random_groups: Callable[..., list[TokenGroup]]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    groups = [
+        group._replace(weights=[torch.rand(len(r), generator=generator).tolist() for r in group.responses])
+        for group in random_groups([3, 1, 2])
+    ]
+    batch, packed = padded(groups, pad_id=0), shared(groups, pad_id=0, tokens_per_row=24)
+    assert batch.token_weights is not None
+    assert packed.token_weights is not None
+    assert torch.equal(batch.token_weights, packed.token_weights)
+    assert torch.equal(batch.targets, packed.targets)
