@@ -144,6 +144,9 @@ class AlignmentModule(LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Reads or makes what a `CachedReference` knows of the rows."""
+        if isinstance(self._reference_config, MovingReference):
+            # Lightning warns of modules in eval mode, and `reference_model` puts this one there whenever it is used.
+            self.reference.train()
         if self._reference_cache is not None:
             self._reference_cache.prepare(self, "train")
             self._reference_cache.prepare(self, "val")
