@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/overoptimisation"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beta", type=float, default=0.05, help="KL coefficient; small, so that the policy goes far.")
-    parser.add_argument("--rollouts", type=int, default=120)
-    parser.add_argument("--every", type=int, default=6, help="Rollouts between two exact measurements.")
+    parser.add_argument("--rollouts", type=int, default=100)
+    parser.add_argument("--every", type=int, default=4, help="Rollouts between two exact measurements.")
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = ModelConfig(given.policy)
@@ -106,7 +106,7 @@ def train(config: ModelConfig, proxy: LinearProxy, measure: Measure, given: argp
         kl=FixedKL(given.beta),
         inner_epochs=2,
         minibatches=4,
-        optimizer=lambda groups: torch.optim.AdamW(groups, lr=5e-4, weight_decay=0.0, eps=1e-5),
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.0, eps=1e-5),
     )
     trainer = Trainer(
         accelerator="cpu",
