@@ -1,0 +1,1 @@
+"""Timed and repeated comparisons: `python -m benchmarks.<name>`."""
