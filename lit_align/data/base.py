@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
@@ -16,9 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.collate import padded
-from lit_align.data.counts import Counts, OnBadRow
+from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.encoding import Encoder, Lengths, TooLong
-from lit_align.data.loader import GroupLoader
+from lit_align.data.loader import GroupLoader, Positioned
 from lit_align.data.row_reader import RowError
 from lit_align.data.rows import is_hub_name, load_from_hub, read_groups
 from lit_align.data.shared_layout import shared
@@ -28,21 +27,8 @@ from lit_align.groups import Group, GroupBatch, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer
 from lit_align.runtime import gather_per_rank
 
-T = TypeVar("T")
-
 EMBEDDED = "mini_instruct"
 EMBEDDED_ROWS = {"train": 10_000, "val": 1_000}
-PROGRESS_SECONDS = 10.0
-
-
-class Positioned(Protocol):
-    """A loader that knows where it stands."""
-
-    def position(self) -> Any:
-        """Where it stands, in types that `torch.load(weights_only=True)` takes."""
-
-    def set_position(self, position: Any) -> None:
-        """Goes on from where `position` was."""
 
 
 class GroupDataModule(LightningDataModule, ABC):
@@ -317,13 +303,3 @@ class GroupDataModule(LightningDataModule, ABC):
                 counts.ties += 1
             else:
                 yield accepted
-
-
-def with_progress(rows: Iterable[T], split: str) -> Iterator[T]:
-    """The rows, with a line in the log now and then where there are many."""
-    last = time.monotonic()
-    for number, row in enumerate(rows):
-        if time.monotonic() - last > PROGRESS_SECONDS:
-            last = time.monotonic()
-            rank_zero_info(f"data.{split}: {number:,} rows encoded so far")
-        yield row

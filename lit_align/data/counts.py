@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.data.row_reader import RowError
 
+T = TypeVar("T")
+
 OnBadRow = Literal["raise", "skip"]
+PROGRESS_SECONDS = 10.0
 
 
 @dataclass
@@ -49,3 +56,13 @@ class Counts:
             if count:
                 parts.append(f"{count:,} {what}")
         return "; ".join(parts) + "".join(f"\n  skipped: {reason}" for reason in self.reasons)
+
+
+def with_progress(rows: Iterable[T], split: str) -> Iterator[T]:
+    """The rows, with a line in the log now and then where there are many."""
+    last = time.monotonic()
+    for number, row in enumerate(rows):
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            rank_zero_info(f"data.{split}: {number:,} rows encoded so far")
+        yield row

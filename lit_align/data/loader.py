@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ class Batch(Protocol):
     """What a collate function makes."""
 
     is_filler: bool
+
+
+class Positioned(Protocol):
+    """A loader that knows where it stands."""
+
+    def position(self) -> Any:
+        """Where it stands, in types that `torch.load(weights_only=True)` takes."""
+
+    def set_position(self, position: Any) -> None:
+        """Goes on from where `position` was."""
 
 
 BatchT = TypeVar("BatchT", bound=Batch)

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule, with_progress
-from lit_align.data.counts import Counts, OnBadRow
+from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule
+from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.encoding import Encoder, TooLong
 from lit_align.data.mini_instruct import PROMPTS
 from lit_align.data.row_reader import RowError, RowReader

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_align.data import GroupDataModule, GroupLoader, PreferenceData, RankingData, SFTData
 from lit_align.data import base as data_base
+from lit_align.data import counts as data_counts
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 
@@ -289,7 +290,7 @@ def test_what_became_of_the_rows_is_logged(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(data_base, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(data_counts, "PROGRESS_SECONDS", 0.0)
     rows = [ROWS["pair"], ROWS["one"], ROWS["tied pair"], {**ROWS["pair"], "chosen": "b c d e"}, "nonsense"]
     data = PreferenceData(write_jsonl(rows), max_length=4, on_bad_row="skip")
     with caplog.at_level(logging.INFO):
