@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_align.data import PreferenceData, RankingData, SFTData
+from lit_align.data import LabelData, PreferenceData, RankingData, SFTData
 from lit_align.data.collate import padded
 from lit_align.data.shared_layout import pack, shared
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch, TokenGroup
-from lit_align.methods import DPO, SFT, RewardModel
+from lit_align.methods import DPO, KTO, SFT, RewardModel
 from lit_align.models import ModelConfig
 
 MINI = ModelConfig(path="mini_instruct", init="random").tokenizer_location
@@ -114,8 +114,8 @@ def test_a_long_group_has_a_row_and_widens_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("method", "data"),
-    [(SFT, SFTData), (RewardModel, RankingData), (DPO, PreferenceData)],
-    ids=["sft", "reward", "dpo"],
+    [(SFT, SFTData), (RewardModel, RankingData), (DPO, PreferenceData), (KTO, LabelData)],
+    ids=["sft", "reward", "dpo", "kto"],
 )
 def test_methods_learn_the_same(method: Any, data: Any) -> None:
     def trained(**layout: Any) -> tuple[list[Tensor], dict[str, float]]:
