@@ -143,7 +143,8 @@ class AlignmentModule(LightningModule, ABC):
         return {"responses": batch}
 
     def on_fit_start(self) -> None:
-        """Reads or makes what a `CachedReference` knows of the rows."""
+        """Brings the reference into the run's precision; reads or makes what a `CachedReference` knows of the rows."""
+        self._convert_reference()
         if isinstance(self._reference_config, MovingReference):
             # Lightning warns of modules in eval mode, and `reference_model` puts this one there whenever it is used.
             self.reference.train()
@@ -153,8 +154,15 @@ class AlignmentModule(LightningModule, ABC):
 
     def on_validation_start(self) -> None:
         """The same where the Trainer only validates."""
-        if self._reference_cache is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._reference_cache.prepare(self, "val")
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._convert_reference()
+            if self._reference_cache is not None:
+                self._reference_cache.prepare(self, "val")
+
+    def _convert_reference(self) -> None:
+        """Does to a reference in memory what Lightning does to the module's own models, as under `bf16-true`."""
+        if self._reference is not None and self._reference.in_memory:
+            self.trainer.precision_plugin.convert_module(self._reference.model)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, and lets a `MovingReference` follow before a checkpoint of this step can be written."""

@@ -127,7 +127,7 @@ class ReferenceCache:
         policy: Any = module.policy
         if not self.reference.in_memory and fingerprint(policy) == self.reference.fingerprint:
             return policy
-        return self.reference.model.to(module.device)
+        return module.trainer.precision_plugin.convert_module(self.reference.model).to(module.device)
 
     def _key(self, module: AlignmentModule, loader: Any) -> str:
         config, rows = module.policy_config, loader.groups.fingerprint

@@ -88,6 +88,17 @@ def test_later_epochs_are_the_same_up_to_rounding(name, start, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
+@pytest.mark.parametrize("kind", ["frozen", "cached"])
+def test_before_the_first_step_policy_and_reference_are_one(precision, lora, kind, start, tmp_path):
+    reference = FrozenReference() if kind == "frozen" else CachedReference(str(tmp_path / "logps"))
+    settings = {"precision": precision, "max_steps": 1, "callbacks": [], "enable_checkpointing": False}
+    module = run("dpo", start, tmp_path, reference, lora=lora, limit_val_batches=0, **settings)
+    assert module.logged["train/loss"] == pytest.approx(0.69314718, abs=1e-7)
+    assert module.logged["train/rewards/margin"] == 0
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_next_run_reads_what_the_first_one_wrote(name, start, tmp_path, monkeypatch):
     reference = CachedReference(str(tmp_path / "logps"))
