@@ -45,8 +45,8 @@ class CachedReference(ReferenceConfig):
     """The same, worked out once for every row before the first step and read from disk ever after; no model is kept in memory.
 
     Batches are scored as the first epoch serves them, and there the run is, to the last bit, the one with a frozen copy.
-    Afterwards, and in a run with another seed, layout, batch or number of ranks, it is so up to rounding: a frozen copy may give a
-    response another last bit when other responses share its batch.
+    Afterwards, and in a run with another seed, layout, batch size or number of ranks, it is so up to rounding: a frozen copy
+    may give a response another last bit when other responses share its batch.
 
     Args:
         folder: Where the numbers lie, one file for each combination of weights, encoded rows (hence of tokenizer and
