@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_align.data import PromptBatch, SFTData
+from lit_align.data import PromptBatch, SFTData, padded, shared
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, RewardSource, Scores, decoded_answers
 from lit_align.groups import GroupBatch, TokenGroup, sum_by_response
@@ -34,7 +35,7 @@ from lit_align.models import (
     value_head,
 )
 from lit_align.rollout import NativeEngine, RolloutConfig, stop_token_ids
-from lit_align.rollout.loader import PositionedLoader, Rollout, RolloutBatch, RolloutLoader
+from lit_align.rollout.loader import Collate, PositionedLoader, Rollout, RolloutBatch, RolloutLoader
 from lit_align.runtime import log_samples
 
 
@@ -92,6 +93,8 @@ class PPO(AlignmentModule):
         value_clip: How far a value may move in one update, reward units. None does not clip.
         entropy_coef: Weight of an entropy bonus.
         ptx: Text mixed in, if any.
+        layout: How minibatches are laid out, as in the DataModules: `shared` has a prompt once, its K responses behind it.
+        tokens_per_row: Width of the shared layout's rows; 1024 if not given.
         log_samples_every: Rollouts between two that write a few of their responses to samples.jsonl and wandb; 0 for none.
         optimizer: See `AlignmentModule`.
         lr_scheduler: See `AlignmentModule`.
@@ -118,6 +121,8 @@ class PPO(AlignmentModule):
         value_clip: float | None = 0.2,
         entropy_coef: float = 0.0,
         ptx: PretrainingMix | None = None,
+        layout: Literal["padded", "shared"] = "padded",
+        tokens_per_row: int | None = None,
         log_samples_every: int = 10,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, eps=1e-5),
         lr_scheduler: Schedule | LRSchedulerCallable = Schedule(),
@@ -140,6 +145,7 @@ class PPO(AlignmentModule):
         self.entropy_coef = entropy_coef
         self.ptx = ptx
         self.log_samples_every = log_samples_every
+        self.collate = self._make_collate(layout, tokens_per_row)
         self._refuse_what_has_no_effect(kl_estimator)
         self._rollouts = 0
         self._update_began: float | None = None
@@ -166,6 +172,13 @@ class PPO(AlignmentModule):
         for what in ("responses_per_prompt", "inner_epochs", "minibatches"):
             if getattr(self, what) < 1:
                 raise UserError(f"{what} must be at least 1, got {getattr(self, what)}.")
+
+    def _make_collate(self, layout: str, tokens_per_row: int | None) -> Collate:
+        if layout == "shared":
+            return partial(shared, pad_id=self.tokenizer.pad_token_id, tokens_per_row=tokens_per_row or 1024)
+        if tokens_per_row is not None:
+            raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
+        return partial(padded, pad_id=self.tokenizer.pad_token_id)
 
     def configure_model(self) -> None:
         """Loads the policy, freezes a copy as the reference, and adds the critic that the advantages need."""
@@ -198,7 +211,7 @@ class PPO(AlignmentModule):
             self.ptx.data.trainer = self.trainer
             self.ptx.data.setup("fit")
             text = self.ptx.data.rows_loader()
-        self._loader = RolloutLoader(prompts, self.collect, self.inner_epochs, self.minibatches, text)
+        self._loader = RolloutLoader(prompts, self.collect, self.collate, self.inner_epochs, self.minibatches, text)
         return self._loader
 
     @torch.no_grad()
@@ -209,7 +222,7 @@ class PPO(AlignmentModule):
         sampled = time.perf_counter()
         self.reward.to(self.device)
         scores = self.reward.score_rollout(answers)
-        rollout = Rollout(groups, {}, self.tokenizer.pad_token_id, prompts.is_filler)
+        rollout = Rollout(groups, {}, self.collate, prompts.is_filler)
         batch = rollout.minibatch(range(len(groups))).batch
         logps, ref_logps, values = self._score_tokens(rollout)
 
@@ -394,7 +407,7 @@ class PPO(AlignmentModule):
         """Samples one response to each prompt and logs its score and KL."""
         groups, answers = self._sample(batch, 1)
         self.reward.to(self.device)
-        rollout = Rollout(groups, {}, self.tokenizer.pad_token_id, batch.is_filler)
+        rollout = Rollout(groups, {}, self.collate, batch.is_filler)
         of_all = rollout.minibatch(range(len(groups))).batch
         logps, ref_logps, _ = self._score_tokens(rollout)
         scores = self.reward(answers)

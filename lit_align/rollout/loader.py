@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lit_align.data.collate import padded
 from lit_align.groups import GroupBatch, TokenGroup
+
+Collate = Callable[[Sequence[TokenGroup]], GroupBatch]
+"""Makes a batch of groups, in some layout."""
 
 
 class PositionedLoader(Protocol):
@@ -63,22 +65,22 @@ class Rollout:
     Args:
         groups: The sampled groups.
         tokens: For each name, one value a response token, in the order of the groups, `(M,)`.
-        pad_id: Token that fills minibatches.
+        collate: Lays groups out for a model.
         is_filler: As in `GroupBatch`.
     """
 
     def __init__(
-        self, groups: Sequence[TokenGroup], tokens: dict[str, Tensor], pad_id: int, is_filler: bool = False
+        self, groups: Sequence[TokenGroup], tokens: dict[str, Tensor], collate: Collate, is_filler: bool = False
     ) -> None:
         self.groups = list(groups)
         self.tokens = tokens
-        self.pad_id = pad_id
+        self.collate = collate
         self.is_filler = is_filler
 
     def minibatch(self, index: Sequence[int]) -> RolloutBatch:
         """The groups of that index; without any, a filler, so that every rank has a batch."""
         chosen = list(index) or [0]
-        batch = padded([self.groups[i] for i in chosen], self.pad_id)
+        batch = self.collate([self.groups[i] for i in chosen])
         batch.is_filler = self.is_filler or not index
         sizes = [sum(map(len, group.responses)) for group in self.groups]
         pieces = {name: torch.split(value, sizes) for name, value in self.tokens.items()}
@@ -87,13 +89,13 @@ class Rollout:
     def state(self) -> dict[str, Any]:
         """The rollout in types that `torch.load(weights_only=True)` takes."""
         groups = [[list(g.prompt), [list(r) for r in g.responses], g.row] for g in self.groups]
-        return {"groups": groups, "tokens": self.tokens, "pad_id": self.pad_id, "is_filler": self.is_filler}
+        return {"groups": groups, "tokens": self.tokens, "is_filler": self.is_filler}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Rollout:
+    def from_state(cls, state: dict[str, Any], collate: Collate) -> Rollout:
         """The rollout that `state` described."""
         groups = [TokenGroup(prompt, responses, row=row) for prompt, responses, row in state["groups"]]
-        return cls(groups, state["tokens"], state["pad_id"], state["is_filler"])
+        return cls(groups, state["tokens"], collate, state["is_filler"])
 
 
 class RolloutLoader:
@@ -105,6 +107,7 @@ class RolloutLoader:
     Args:
         prompts: The loader of prompts.
         collect: Makes a rollout of one batch of prompts, with the policy as it is now.
+        collate: Lays groups out for a model.
         inner_epochs: How often each response is trained on.
         minibatches: Into how many batches a rollout is cut. Each is a batch to Lightning, so with `accumulate_grad_batches=1`
             each is an optimiser step.
@@ -115,12 +118,14 @@ class RolloutLoader:
         self,
         prompts: PositionedLoader,
         collect: Callable[[Any], Rollout],
+        collate: Collate,
         inner_epochs: int,
         minibatches: int,
         text: PositionedLoader | None = None,
     ) -> None:
         self.prompts = prompts
         self.collect = collect
+        self.collate = collate
         self.inner_epochs = inner_epochs
         self.minibatches = minibatches
         self.text = text
@@ -159,6 +164,7 @@ class RolloutLoader:
         rollout = self._rollout.state() if self._rollout is not None and self._plan else None
         return {
             "prompts": self.prompts.position(),
+            "text": None if self.text is None else self.text.position(),
             "served": self._served,
             "rollout": rollout,
             "plan": list(self._plan),
@@ -170,7 +176,7 @@ class RolloutLoader:
         if self.text is not None:
             self.text.set_position(position["text"])
         self._served = position["served"]
-        self._rollout = None if position["rollout"] is None else Rollout.from_state(position["rollout"])
+        self._rollout = None if position["rollout"] is None else Rollout.from_state(position["rollout"], self.collate)
         self._plan = [list(index) for index in position["plan"]]
 
     def _texts(self) -> Iterator[GroupBatch | None]:

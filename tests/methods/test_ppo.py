@@ -21,7 +21,8 @@ from lit_align.exact import kl_divergence
 from lit_align.feedback import MiniInstructGold
 from lit_align.losses import GAE, GRPO, RLOO, AdaptiveKL, FixedKL
 from lit_align.methods import PPO, SFT, RewardModel
-from lit_align.models import ModelConfig, Sampling
+from lit_align.methods.ppo import PretrainingMix
+from lit_align.models import ModelConfig, Sampling, response_logps
 from lit_align.rollout import Response, RolloutConfig, RolloutEngine
 
 pytestmark = pytest.mark.filterwarnings(
@@ -87,9 +88,10 @@ def fit(
         {},
         {"rollout": RolloutConfig(max_new_tokens=5, sampling=Sampling(temperature=0.7, top_k=8, top_p=0.9))},
         {"advantage": RLOO(), "responses_per_prompt": 3},
+        {"layout": "shared", "responses_per_prompt": 3},
         {"advantage": GRPO(), "responses_per_prompt": 3, "kl_estimator": "k3"},
     ],
-    ids=["gae", "warped", "rloo", "grpo"],
+    ids=["gae", "warped", "rloo", "shared", "grpo"],
 )
 def test_before_the_first_step_the_policy_is_the_one_that_sampled(start, tmp_path, settings):
     first = fit(build(start, **settings), tmp_path, rows=8).steps[0]
@@ -185,9 +187,37 @@ def test_a_separate_critic_starts_from_a_reward_model(start, tmp_path):
     assert torch.equal(critic.score.weight, module.critic.score.weight)
 
 
+def test_layouts_learn_the_same(start, tmp_path):
+    padded, shared = (build(start, layout=layout, responses_per_prompt=2) for layout in ("padded", "shared"))
+    for module in (padded, shared):
+        fit(module, tmp_path, rows=16)
+    for a, b in zip(padded.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_text_is_mixed_in_at_its_coefficient(start, tmp_path):
+    """The gradient of the mix is that of PPO plus gamma times that of the mean token of the text."""
+
+    def trained(**settings: object) -> tuple[list[torch.Tensor], PPO]:
+        sgd = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=1.0), "inner_epochs": 1, "minibatches": 1}
+        module = build(start, **sgd, **settings)
+        fit(module, tmp_path, rows=8)
+        return [p.detach().clone() for p in module.policy.parameters()], module
+
+    plain, _ = trained()
+    mixed, module = trained(ptx=PretrainingMix(SFTData("mini_instruct", max_rows=8, batch_size=8), coefficient=3.0))
+    initial = build(start)
+    initial.configure_model()
+    (text,) = list(module.ptx.data.rows_loader())
+    (-response_logps(initial.policy, text).mean() * 3.0).backward()
+    for a, b, p in zip(mixed, plain, initial.policy.parameters(), strict=True):
+        torch.testing.assert_close(a, b - p.grad, atol=1e-5, rtol=1e-4)
+
+
 RESUMED = {
     "gae": {"kl": AdaptiveKL, "inner_epochs": 2, "minibatches": 2},
-    "grpo": {"advantage": GRPO(), "responses_per_prompt": 2, "kl_estimator": "k3"},
+    "grpo": {"advantage": GRPO(), "responses_per_prompt": 2, "kl_estimator": "k3", "layout": "shared"},
+    "ptx": {"ptx": 0.5},
 }
 
 
@@ -199,6 +229,9 @@ def test_every_checkpoint_leads_to_the_same_end(name, start, tmp_path):
         settings = dict(RESUMED[name])
         if settings.get("kl") is AdaptiveKL:
             settings["kl"] = AdaptiveKL(0.1, target=0.5, horizon=50)
+        if "ptx" in settings:
+            text = SFTData("mini_instruct", max_rows=12, batch_size=5)
+            settings["ptx"] = PretrainingMix(text, settings["ptx"])
         module = build(start, log_samples_every=1, **settings)
         checkpoints = ModelCheckpoint(folder / "checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
         trace = fit(
