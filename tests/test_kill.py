@@ -53,6 +53,79 @@ def command(name: str, models: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "lit_align", "fit", "--config", str(config), "--run", str(run), *more]
 
 
+KILLERS = """
+import os, signal
+from dataclasses import dataclass
+from lit_align.feedback import MiniInstructGold
+from lit_align.losses import PPOLoss
+
+calls = {"rollout": 0, "update": 0}
+
+
+def strike(where):
+    calls[where] += 1
+    if os.environ.get("KILL") == f"{where} {calls[where]}":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Reward(MiniInstructGold):
+    def score_rollout(self, answers):
+        strike("rollout")
+        return super().score_rollout(answers)
+
+
+@dataclass(frozen=True)
+class Loss(PPOLoss):
+    def __call__(self, *args):
+        strike("update")
+        return super().__call__(*args)
+"""
+
+
+@pytest.mark.parametrize("when", ["rollout 3", "update 14"])
+def test_ppo_killed_in_rollout_or_update_says_the_same(when, models, tmp_path):
+    """Parameters, KL coefficient, metrics and sampled text, killed at a chosen line and not at a chosen moment."""
+    (tmp_path / "killers.py").write_text(KILLERS)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(tmp_path)}
+    adaptive = ["--model.kl=lit_align.losses.AdaptiveKL", "--model.kl.beta=0.1", "--model.kl.target=0.5"]
+    arguments = [
+        "--model.reward=killers.Reward", "--model.loss=killers.Loss", *adaptive, "--model.kl.horizon=100",
+        "--model.log_samples_every=1",
+    ]  # fmt: skip
+
+    def run(name: str, kill: str, *more: str) -> int:
+        start = command("ppo_gold", models, tmp_path / name, *arguments, *more)
+        return subprocess.run(start, check=False, capture_output=True, env=environment | {"KILL": kill}).returncode
+
+    assert run("whole", "") == 0
+    assert run("killed", when) == -signal.SIGKILL
+    assert run("killed", "", "--ckpt_path=last") == 0
+
+    def end(name: str) -> dict:
+        state = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        state["ppo"]["rollout_metrics"] = without_seconds(state["ppo"]["rollout_metrics"])
+        return state
+
+    whole, killed = end("whole"), end("killed")
+    assert whole["global_step"] == killed["global_step"]
+    assert whole["ppo"] == killed["ppo"]
+    assert whole["ppo"]["kl"]["beta"] != 0.1
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(killed["state_dict"][key], value), key
+    assert (tmp_path / "whole" / "samples.jsonl").read_text() == (tmp_path / "killed" / "samples.jsonl").read_text()
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """All that was logged but the seconds."""
+    with (run / "metrics.csv").open() as rows:
+        return [without_seconds(row) for row in csv.DictReader(rows)]
+
+
+def without_seconds(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if "time/" not in name}
+
+
 def steps_logged(run: Path) -> int:
     try:
         with (run / "metrics.csv").open() as rows:

@@ -396,10 +396,9 @@ class PPO(AlignmentModule):
         self._is_first_minibatch = False
 
     def on_step_metrics(self, means: dict[str, float]) -> None:
-        """Logs what the rollout was, once, and ends an update that has gone far enough."""
+        """Logs what the rollout in use was, and ends an update that has gone far enough."""
         for name, value in self._rollout_metrics.items():
             self.log(f"train/{name}", value, prog_bar=name in self.prog_bar)
-        self._rollout_metrics = {}
         if self.target_kl is not None and self._loader is not None and means["approx_kl"] > self.target_kl:
             self._loader.stop_update()
 
@@ -423,16 +422,22 @@ class PPO(AlignmentModule):
     # What a checkpoint and the run folder keep.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the KL coefficient and the reward's running statistics."""
+        """Adds the KL coefficient, the reward's running statistics, and what is logged of the rollout in use."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["ppo"] = {"kl": self.kl.state_dict(), "reward": self.reward.state_dict(), "rollouts": self._rollouts}
+        checkpoint["ppo"] = {
+            "kl": self.kl.state_dict(),
+            "reward": self.reward.state_dict(),
+            "rollouts": self._rollouts,
+            "rollout_metrics": self._rollout_metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes them back."""
         super().on_load_checkpoint(checkpoint)
-        self.kl.load_state_dict(checkpoint["ppo"]["kl"])
-        self.reward.load_state_dict(checkpoint["ppo"]["reward"])
-        self._rollouts = checkpoint["ppo"]["rollouts"]
+        state = checkpoint["ppo"]
+        self.kl.load_state_dict(state["kl"])
+        self.reward.load_state_dict(state["reward"])
+        self._rollouts, self._rollout_metrics = state["rollouts"], dict(state["rollout_metrics"])
 
     def export(self, folder: str | Path) -> None:
         """Writes the policy, and beside it the value head or, in `critic/`, the critic."""
