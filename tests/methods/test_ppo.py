@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -327,3 +327,33 @@ def test_dropout_is_refused(start):
 
 def test_gae_is_the_default(start):
     assert build(start).advantage == GAE()
+
+
+class Parameters(Callback):
+    """The policy's first parameter after every optimiser step."""
+
+    def __init__(self) -> None:
+        self.after: list[torch.Tensor] = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step > len(self.after):
+            self.after.append(next(pl_module.policy.parameters()).detach().clone())
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_the_policy_can_be_averaged_by_lightning(start, tmp_path):
+    module, seen = build(start), Parameters()
+    fit(module, tmp_path, rows=24, callbacks=[EMAWeightAveraging(decay=0.7), seen])
+    last = module.trainer.global_step
+    assert last == 12
+    average = seen.after[0]
+    for value in [*seen.after[1:]]:
+        average = 0.7 * average + 0.3 * value
+    # The last step is not followed by another zero_grad, so its parameters are what the average still lacks.
+    final = next(module.policy.parameters())
+    implied = (final - 0.7 * average) / 0.3
+    assert len(seen.after) == last - 1
+    assert (
+        implied - seen.after[-1]
+    ).abs().max() < 3 * 3e-3  # one Adam step moves each weight by about the learning rate
+    assert not torch.allclose(final, seen.after[-1])
