@@ -20,6 +20,8 @@ import torch
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from lit_align.groups import TokenGroup
+from lit_align.methods import SFT, RewardModel
+from lit_align.models import ModelConfig
 
 VOCABULARY = 40
 EOS = 1
@@ -85,3 +87,18 @@ def on_two_ranks(tmp_path: Path) -> Callable[..., list[object]]:
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def quickstart_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the quickstart's first two runs leave behind, untrained and smaller: folders `sft` and `reward`."""
+    folder = tmp_path_factory.mktemp("models")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    sft = SFT(ModelConfig("mini_instruct", init="random", overrides=small))
+    sft.configure_model()
+    sft.export(folder / "sft")
+    reward = RewardModel(ModelConfig(str(folder / "sft")))
+    reward.configure_model()
+    reward.export(folder / "reward")
+    return folder

@@ -7,32 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch import seed_everything
 
 from lit_align.__main__ import main
-from lit_align.methods import SFT, RewardModel
-from lit_align.models import ModelConfig
 
 # Lightning calls what jsonargparse has deprecated, and advises on workers (2026-11).
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    """What the quickstart's first two runs leave behind."""
-    folder = tmp_path_factory.mktemp("models")
-    seed_everything(0, verbose=False)
-    sft = SFT(ModelConfig("mini_instruct", init="random", overrides=SMALL))
-    sft.configure_model()
-    sft.export(folder / "sft")
-    reward = RewardModel(ModelConfig(str(folder / "sft")))
-    reward.configure_model()
-    reward.export(folder / "reward")
-    return folder
 
 
 def test_there_are_configs():
@@ -40,15 +22,15 @@ def test_there_are_configs():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_config_takes_two_steps(config, models, tmp_path, monkeypatch):
+def test_config_takes_two_steps(config, quickstart_models, tmp_path, monkeypatch):
     given = yaml.safe_load(config.read_text())
     group, name = config.parent.name, config.stem
     assert given["run"] == f"runs/{group}/{name}"
     changed = ["--trainer.fast_dev_run=2", "--data.max_rows=64"]
     if given["model"]["init_args"]["policy"]["path"] != "mini_instruct":
-        changed.append(f"--model.policy.path={models / 'sft'}")
+        changed.append(f"--model.policy.path={quickstart_models / 'sft'}")
     if "RewardModelReward" in config.read_text():
-        changed.append(f"--model.reward.model.path={models / 'reward'}")
+        changed.append(f"--model.reward.model.path={quickstart_models / 'reward'}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-align", "fit", "--config", str(config), *changed])
     assert main() == 0

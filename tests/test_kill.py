@@ -13,30 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import seed_everything
-
-from lit_align.methods import SFT, RewardModel
-from lit_align.models import ModelConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[1]
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    seed_everything(0, verbose=False)
-    sft = SFT(ModelConfig("mini_instruct", init="random", overrides=SMALL))
-    sft.configure_model()
-    sft.export(folder / "sft")
-    reward = RewardModel(ModelConfig(str(folder / "sft")))
-    reward.configure_model()
-    reward.export(folder / "reward")
-    return folder
-
-
-def command(name: str, models: Path, run: Path, *more: str) -> list[str]:
+def command(name: str, quickstart_models: Path, run: Path, *more: str) -> list[str]:
     """A quickstart config on 96 rows, with a checkpoint at every step."""
     given = yaml.safe_load((ROOT / "configs" / "quickstart" / f"{name}.yaml").read_text())
     given["trainer"]["callbacks"] = [
@@ -45,9 +27,9 @@ def command(name: str, models: Path, run: Path, *more: str) -> list[str]:
     given["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1, "enable_progress_bar": False}
     given["data"]["init_args"] |= {"max_rows": 96, "batch_size": 8, "val": None}
     if name != "sft":
-        given["model"]["init_args"]["policy"]["path"] = str(models / "sft")
+        given["model"]["init_args"]["policy"]["path"] = str(quickstart_models / "sft")
     if name == "ppo":
-        given["model"]["init_args"]["reward"]["init_args"]["model"]["path"] = str(models / "reward")
+        given["model"]["init_args"]["reward"]["init_args"]["model"]["path"] = str(quickstart_models / "reward")
     config = run.parent / f"{name}.yaml"
     config.write_text(yaml.safe_dump(given))
     return [sys.executable, "-m", "lit_align", "fit", "--config", str(config), "--run", str(run), *more]
@@ -83,7 +65,7 @@ class Loss(PPOLoss):
 
 
 @pytest.mark.parametrize("when", ["rollout 3", "update 14"])
-def test_ppo_killed_in_rollout_or_update_says_the_same(when, models, tmp_path):
+def test_ppo_killed_in_rollout_or_update_says_the_same(when, quickstart_models, tmp_path):
     """Parameters, KL coefficient, metrics and sampled text, killed at a chosen line and not at a chosen moment."""
     (tmp_path / "killers.py").write_text(KILLERS)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(tmp_path)}
@@ -94,7 +76,7 @@ def test_ppo_killed_in_rollout_or_update_says_the_same(when, models, tmp_path):
     ]  # fmt: skip
 
     def run(name: str, kill: str, *more: str) -> int:
-        start = command("ppo_gold", models, tmp_path / name, *arguments, *more)
+        start = command("ppo_gold", quickstart_models, tmp_path / name, *arguments, *more)
         return subprocess.run(start, check=False, capture_output=True, env=environment | {"KILL": kill}).returncode
 
     assert run("whole", "") == 0
@@ -135,7 +117,7 @@ def steps_logged(run: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo"])
-def test_a_killed_run_goes_on_bit_for_bit(name, models, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(name, quickstart_models, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
 
     def finish(*arguments: str) -> None:
@@ -143,11 +125,11 @@ def test_a_killed_run_goes_on_bit_for_bit(name, models, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(*command(name, models, whole))
+    finish(*command(name, quickstart_models, whole))
     expected = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
 
     process = subprocess.Popen(
-        command(name, models, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        command(name, quickstart_models, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
     while steps_logged(killed) < 7 and process.poll() is None:
         time.sleep(0.02)
@@ -157,7 +139,7 @@ def test_a_killed_run_goes_on_bit_for_bit(name, models, tmp_path):
     step = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < step < expected["global_step"]
 
-    finish(*command(name, models, killed, "--ckpt_path=last"))
+    finish(*command(name, quickstart_models, killed, "--ckpt_path=last"))
     resumed = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == expected["global_step"]
     for key, value in expected["state_dict"].items():
