@@ -23,6 +23,7 @@ quickstart: install
 	$(BIN)/python -m lit_align fit --config configs/quickstart/sft.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/reward.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/dpo.yaml --overwrite true
+	$(BIN)/python -m lit_align fit --config configs/quickstart/ppo.yaml --overwrite true
 	$(BIN)/python -m lit_align compare runs/quickstart
 
 test: install

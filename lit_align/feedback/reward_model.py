@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
 
-from lit_align.data.collate import padded
-from lit_align.data.counts import Counts
-from lit_align.data.encoding import Encoder, Lengths
 from lit_align.errors import UserError
-from lit_align.feedback.source import Answer, RewardSource, Scores, checked
-from lit_align.groups import Group, TokenGroup
-from lit_align.models import ModelConfig, load_reward_model, load_tokenizer, response_rewards
-
-log = logging.getLogger(__name__)
+from lit_align.feedback.reading import AnswerReader
+from lit_align.feedback.source import Answer, RewardSource, Scores
+from lit_align.models import ModelConfig, load_reward_model
 
 
 class RewardModelReward(RewardSource):
@@ -36,14 +30,14 @@ class RewardModelReward(RewardSource):
     """
 
     def __init__(self, model: ModelConfig, batch_size: int = 32, max_length: int = 1024) -> None:
-        if batch_size < 1:
-            raise UserError(f"RewardModelReward: batch_size must be at least 1, got {batch_size}.")
+        if model.lora is not None:
+            raise UserError(
+                "RewardModelReward: nothing is trained here, so model.lora would have no effect. Leave it out; for a reward "
+                "model that is an adapter to the policy's own weights, take AdapterReward."
+            )
         self.model_config = model
-        self.batch_size = batch_size
-        self._counts = Counts()
-        self._lengths = Lengths(max_length)
+        self._reader = AnswerReader(model.path, model, batch_size, max_length)
         self._device = torch.device("cpu")
-        self._warned_of_cuts = False
 
     def to(self, device: torch.device | str) -> None:
         """Moves the model, now or when it is loaded."""
@@ -67,44 +61,11 @@ class RewardModelReward(RewardSource):
             )
         return model.requires_grad_(False).eval().to(self._device)
 
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Text to tokens of the reward model."""
-        return Encoder(load_tokenizer(self.model_config), self._lengths, self._counts)
-
-    @torch.no_grad()
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         """The model's rewards.
 
         Raises:
             UserError: The chat template refuses a prompt, or a reward is not finite.
         """
-        encoded = self._encode(answers)
-        # Answers of about one length together, the longest first: memory that does not suffice is missed at once.
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].prompt) - len(encoded[i].responses[0]))
-        rewards = torch.empty(len(encoded))
         bias = getattr(self.model.config, "reward_bias", 0.0)
-        with torch.autocast(self._device.type, enabled=False):
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = padded([encoded[row] for row in rows], self.encoder.tokenizer.pad_token_id)
-                rewards[rows] = (response_rewards(self.model, batch.to(self._device)) + bias).cpu()
-        return Scores(checked(rewards, answers, f"The reward model {self.model_config.path!r}"), {})
-
-    def _encode(self, answers: Sequence[Answer]) -> list[TokenGroup]:
-        groups = (Group(a.prompt, (a.response,), source=f"answer {i}") for i, a in enumerate(answers))
-        encoded = [tokens for _, tokens in self.encoder.encode(groups)]
-        cut = self._counts.prompts_cut + self._counts.responses_cut
-        if cut and not self._warned_of_cuts:
-            self._warned_of_cuts = True
-            log.warning("Reward model %r: %s. max_length decides.", self.model_config.path, self._counts)
-        return [
-            tokens if answer.finished else self._without_end(tokens)
-            for tokens, answer in zip(encoded, answers, strict=True)
-        ]
-
-    def _without_end(self, tokens: TokenGroup) -> TokenGroup:
-        response = list(tokens.responses[0])
-        if len(response) > 1 and response[-1] in self.encoder.special:
-            response = response[:-1]
-        return tokens._replace(responses=[response])
+        return Scores(self._reader.rewards(self.model, answers, bias, self._device), {})
