@@ -87,14 +87,14 @@ class DPO(AlignmentModule):
         """Summed log-probabilities of every pair of a batch under policy and reference."""
         assert batch.scores is not None
         policy = batch.weighted_sums(response_logps(self.policy, batch))
-        reference = self.reference_sums(batch) if self.loss.needs_reference else torch.zeros_like(policy)
+        reference = self.reference_sums(batch) if self.loss.needs_reference else None
         chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
         lengths = batch.response_lengths
         return PairLogps(
             chosen=policy[chosen],
             rejected=policy[rejected],
-            ref_chosen=reference[chosen],
-            ref_rejected=reference[rejected],
+            ref_chosen=None if reference is None else reference[chosen],
+            ref_rejected=None if reference is None else reference[rejected],
             chosen_length=lengths[chosen],
             rejected_length=lengths[rejected],
         )
