@@ -57,6 +57,11 @@ class WeightedSum(RewardSource):
         for source in self.sources.values():
             source.to(device)
 
+    def attach(self, policy: Any) -> None:
+        """Shows the policy to every source."""
+        for source in self.sources.values():
+            source.attach(policy)
+
     def state_dict(self) -> dict[str, Any]:
         """States of those sources that have one, by name."""
         states = {name: source.state_dict() for name, source in self.sources.items()}
@@ -114,6 +119,10 @@ class Clipped(RewardSource):
     def to(self, device: torch.device | str) -> None:
         """Moves the source."""
         self.source.to(device)
+
+    def attach(self, policy: Any) -> None:
+        """Shows the policy to the source."""
+        self.source.attach(policy)
 
     def state_dict(self) -> dict[str, Any]:
         """The source's."""
@@ -198,6 +207,10 @@ class Normalised(RewardSource):
     def to(self, device: torch.device | str) -> None:
         """Moves the source."""
         self.source.to(device)
+
+    def attach(self, policy: Any) -> None:
+        """Shows the policy to the source."""
+        self.source.attach(policy)
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, and the source's state."""

@@ -72,6 +72,13 @@ class RewardSource(ABC):
     def to(self, device: torch.device | str) -> None:  # noqa: B027  most sources have no model, so nothing to move
         """Where models of this source, if it has any, are to compute from now on."""
 
+    def attach(self, policy: Any) -> None:  # noqa: B027  most sources only read answers
+        """Shows the source the policy, once it is built and before any answer, for sources that compute with its weights.
+
+        Raises:
+            UserError: The source cannot compute with this policy.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep, the same on every rank; empty for a source without running statistics."""
         return {}

@@ -186,6 +186,7 @@ class PPO(AlignmentModule):
             return
         self.policy = load_policy(self.policy_config)
         self.keep_reference(self.policy)
+        self.reward.attach(self.policy)
         if self.advantage.needs_critic and self.critic_config is not None:
             self.critic = load_reward_model(self.critic_config)
         elif self.advantage.needs_critic:

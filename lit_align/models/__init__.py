@@ -21,6 +21,7 @@ from lit_align.models.reference import (
     frozen_copy,
 )
 from lit_align.models.sampling import Sampling
+from lit_align.models.shared_trunk import RewardOnTrunk, reward_on_trunk
 
 __all__ = [
     "CachedReference",
@@ -30,6 +31,7 @@ __all__ = [
     "MovingReference",
     "Reference",
     "ReferenceConfig",
+    "RewardOnTrunk",
     "Sampling",
     "TokenStats",
     "frozen_copy",
@@ -41,6 +43,7 @@ __all__ = [
     "response_logps",
     "response_rewards",
     "response_values",
+    "reward_on_trunk",
     "save_model",
     "save_value_head",
     "token_logps",

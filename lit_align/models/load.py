@@ -25,6 +25,7 @@ from lit_align.errors import UserError
 from lit_align.models.adapters import is_adapted, merged_state, with_lora, without_adapter
 from lit_align.models.config import ModelConfig
 from lit_align.models.logprobs import check_head
+from lit_align.models.shared_trunk import save_adapter
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -137,7 +138,8 @@ def save_model(
 ) -> None:
     """Writes a model and its tokenizer as a Hugging Face folder, whole or not at all.
 
-    A trained adapter is merged into the weights, so that the folder loads like any other; by itself it is in `adapter/`.
+    A trained adapter is merged into the weights, so that the folder loads like any other; by itself it is in `adapter/`, from
+    where `reward_on_trunk` takes that of a reward model.
 
     Args:
         model: Any transformers model, or a peft model around one. Weights that are sharded over ranks (FSDP2) are gathered, so
@@ -157,7 +159,7 @@ def save_model(
     shutil.rmtree(partial, ignore_errors=True)
     if is_adapted(model):
         without_adapter(model).save_pretrained(partial, state_dict=merged_state(model, state))
-        model.save_pretrained(partial / "adapter", state_dict=state, save_embedding_layers=False)
+        save_adapter(model, state, tokenizer, partial / "adapter")
     else:
         model.save_pretrained(partial, state_dict=state)
     tokenizer.save_pretrained(partial)
