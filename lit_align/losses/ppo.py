@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.losses.checks import require_positive
@@ -104,18 +103,3 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     old_values, returns = old_values.detach(), returns.detach()
     near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (near - returns).square()) / 2
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the next token's distribution.
-
-    Args:
-        logits: `(..., V)`; minus infinity where a token cannot be drawn.
-
-    Returns:
-        Nats, float32, `(...)`.
-    """
-    logps = F.log_softmax(logits.float(), dim=-1)
-    # The inner `where` keeps 0 times infinity out of the gradient, too.
-    possible = logps > float("-inf")
-    return -(logps.exp() * torch.where(possible, logps, 0.0)).sum(dim=-1)

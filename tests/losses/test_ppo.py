@@ -5,7 +5,7 @@ import torch
 from torch import tensor
 
 from lit_align.errors import UserError
-from lit_align.losses.ppo import PPOLoss, clipped_policy_loss, clipped_value_loss, entropy
+from lit_align.losses.ppo import PPOLoss, clipped_policy_loss, clipped_value_loss
 
 # Every case of sign of the advantage and side of the clip, at eps = .2.
 RATIOS = [1.0, 1.1, 1.5, 0.5, 1.5, 0.5]
@@ -93,20 +93,3 @@ def test_value_loss_has_no_gradient_to_what_was_sampled():
     clipped_value_loss(values, old_values, returns, 0.2).sum().backward()
     assert old_values.grad is None
     assert returns.grad is None
-
-
-def test_entropy_by_hand():
-    # .5 ln 2 + .25 ln 4 + .25 ln 4 = 1.5 ln 2; V equal tokens: ln V; a certain token: 0.
-    logits = tensor([0.5, 0.25, 0.25]).log() + 4
-    assert entropy(logits).item() == pytest.approx(1.5 * math.log(2), abs=1e-5)
-    assert entropy(torch.zeros(2, 3, 7)).shape == (2, 3)
-    assert entropy(torch.zeros(7)).item() == pytest.approx(math.log(7), abs=1e-5)
-    assert entropy(tensor([0.0, -1e4])).item() == 0
-
-
-def test_entropy_takes_tokens_that_cannot_be_drawn():
-    logits = tensor([0.0, 0.0, -math.inf], requires_grad=True)
-    value = entropy(logits)
-    assert value.item() == pytest.approx(math.log(2), abs=1e-5)
-    value.backward()
-    assert logits.grad.isfinite().all()
