@@ -11,6 +11,7 @@ from lit_align.errors import UserError
 from lit_align.feedback.reading import AnswerReader
 from lit_align.feedback.source import Answer, RewardSource, Scores
 from lit_align.models import ModelConfig, RewardOnTrunk, reward_on_trunk
+from lit_align.models.logprobs import trunk
 
 
 class AdapterReward(RewardSource):
@@ -29,6 +30,7 @@ class AdapterReward(RewardSource):
     def __init__(self, adapter: str, batch_size: int = 32, max_length: int = 1024) -> None:
         self.adapter = adapter
         self._reader = AnswerReader(adapter, ModelConfig(adapter), batch_size, max_length)
+        self._policy: Any = None
         self._on_trunk: RewardOnTrunk | None = None
 
     def attach(self, policy: Any) -> None:
@@ -37,24 +39,38 @@ class AdapterReward(RewardSource):
         Raises:
             UserError: As `reward_on_trunk`.
         """
-        self._on_trunk = reward_on_trunk(policy, self.adapter)
+        self._policy, self._on_trunk = policy, reward_on_trunk(policy, self.adapter)
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         """The model's rewards.
 
         Raises:
-            UserError: There is no policy yet, the chat template refuses a prompt, or a reward is not finite.
+            UserError: There is no policy yet, its weights have become other tensors since, the chat template refuses a prompt,
+                or a reward is not finite.
         """
         if self._on_trunk is None:
             raise UserError(
-                f"AdapterReward scores with the weights of the policy that PPO trains, and none was attached to it. Elsewhere "
+                "AdapterReward scores with the weights of the policy that PPO trains, and none was attached to it. Elsewhere "
                 f"take RewardModelReward with the folder above {self.adapter!r}, which has the adapter merged in."
             )
         model, bias = self._on_trunk
-        trunk = model.get_input_embeddings().weight
+        self._check_shared(model)
+        like = model.get_input_embeddings().weight
         # The policy's tensors are where the Trainer brought them; the adapter, the head and the buffers follow. Outside of
         # inference mode, because they stay when validation is over.
         with torch.inference_mode(False):
-            model.to(trunk.device)
-            model.get_base_model().score.to(trunk.dtype)
-        return Scores(self._reader.rewards(model, answers, bias, trunk.device), {})
+            model.to(like.device)
+            model.get_base_model().score.to(like.dtype)
+        return Scores(self._reader.rewards(model, answers, bias, like.device), {})
+
+    def _check_shared(self, model: Any) -> None:
+        """Refuses a strategy that gave the policy other tensors, so that the reward model's would be a second copy."""
+        shared = {id(parameter) for parameter in model.parameters()}
+        if any(
+            id(parameter) not in shared for parameter in trunk(self._policy).parameters() if not parameter.requires_grad
+        ):
+            raise UserError(
+                "The policy's frozen weights are no longer the tensors that AdapterReward was attached to, as under a strategy "
+                "that shards them. Train under ddp or on one device, or take RewardModelReward with the folder above "
+                f"{self.adapter!r}."
+            )

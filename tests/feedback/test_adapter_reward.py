@@ -206,6 +206,14 @@ def test_another_base_is_refused(trained: Path) -> None:
         attached(other, trained)
 
 
+def test_weights_that_became_other_tensors_are_refused(policy: Any, trained: Path) -> None:
+    reward = attached(policy, trained)
+    norm = policy.get_base_model().model.norm
+    norm.weight = nn.Parameter(norm.weight.detach().clone(), requires_grad=False)
+    with pytest.raises(UserError, match="no longer the tensors that AdapterReward was attached to"):
+        reward(ANSWERS)
+
+
 def test_what_is_no_reward_adapter_is_refused(policy: Any, trained: Path, tmp_path: Path) -> None:
     save_model(policy, load_tokenizer(ModelConfig("mini_instruct", init="random")), tmp_path / "model")
     with pytest.raises(UserError, match="holds the adapter of a policy, and no reward head"):
