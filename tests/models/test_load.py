@@ -81,7 +81,7 @@ def test_a_save_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"path": "no/such/folder/here", "init": "random"}, "No tokenizer could be loaded from folder"),
+        ({"path": "no/such/folder/here", "init": "random"}, "No model could be loaded from folder 'no/such"),
         ({"path": "mini_instruct", "init": "random", "overrides": {"num_layers": 3}}, "num_hidden_layers"),
         ({"path": "mini_instruct", "init": "random", "overrides": {"vocab_size": 10}}, "has 22 tokens"),
         ({"path": "mini_instruct", "init": "random", "pad_token": "<none>"}, "pad_token '<none>'"),
