@@ -78,7 +78,7 @@ class WeightedSum(RewardSource):
             source.load_state_dict(state.get(name, {}))
 
     def _sum(self, parts: dict[str, Scores], answers: Sequence[Answer]) -> Scores:
-        total, components = torch.zeros(len(answers)), {}
+        total, components = torch.zeros(len(answers), dtype=torch.float32), {}
         for name, part in parts.items():
             components[name] = checked(part.total, answers, f"The reward {name!r}")
             total += self.weights[name] * components[name]

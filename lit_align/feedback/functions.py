@@ -69,7 +69,7 @@ class LengthReward(RewardSource):
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         """In [-1, 0]."""
-        lengths = torch.tensor([float(len(answer.response_ids)) for answer in answers])
+        lengths = torch.tensor([len(answer.response_ids) for answer in answers], dtype=torch.float32)
         return Scores(((self.start - lengths) / (self.limit - self.start)).clamp(-1, 0), {})
 
 
@@ -118,4 +118,5 @@ class MissingEOSPenalty(RewardSource):
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         """0 or minus the penalty."""
-        return Scores(torch.tensor([0.0 if answer.finished else -self.penalty for answer in answers]), {})
+        penalties = [0.0 if answer.finished else -self.penalty for answer in answers]
+        return Scores(torch.tensor(penalties, dtype=torch.float32), {})

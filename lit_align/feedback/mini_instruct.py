@@ -27,7 +27,8 @@ class MiniInstructGold(RewardSource):
         Raises:
             UserError: A prompt is none of the task's.
         """
-        return Scores(torch.tensor([gold(str(answer.prompt), answer.response) for answer in answers]), {})
+        values = [gold(str(answer.prompt), answer.response) for answer in answers]
+        return Scores(torch.tensor(values, dtype=torch.float32), {})
 
 
 class LinearProxy(RewardSource):

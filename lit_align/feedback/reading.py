@@ -64,7 +64,7 @@ class AnswerReader:
         encoded = self._encode(answers)
         # Answers of about one length together, the longest first: memory that does not suffice is missed at once.
         order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].prompt) - len(encoded[i].responses[0]))
-        rewards = torch.empty(len(encoded))
+        rewards = torch.empty(len(encoded), dtype=torch.float32)
         with torch.autocast(device.type, enabled=False):
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]

@@ -189,8 +189,13 @@ def test_the_policys_precision_counts_and_autocast_does_not(policy: Any, trained
     expected = reward(ANSWERS).total
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(reward(ANSWERS).total, expected, rtol=0, atol=0)
-    policy.to(torch.bfloat16)  # as Lightning does under `bf16-true`
-    scores = reward(ANSWERS).total
+    policy.to(torch.bfloat16)  # as Lightning does under `bf16-true`, and then around a step:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        scores = reward(ANSWERS).total
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scores.dtype == torch.float32
     assert not torch.equal(scores, expected)
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.05)
 

@@ -5,8 +5,18 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from lit_align.data.mini_instruct import PROMPTS
 from lit_align.errors import UserError
-from lit_align.feedback import Answer, LengthReward, RewardSource, Scores, decoded_answers
+from lit_align.feedback import (
+    Answer,
+    LengthReward,
+    MiniInstructGold,
+    MissingEOSPenalty,
+    RewardSource,
+    Scores,
+    WeightedSum,
+    decoded_answers,
+)
 from lit_align.feedback.source import checked
 from lit_align.groups import Text
 from lit_align.models import ModelConfig, load_tokenizer
@@ -70,3 +80,21 @@ def test_checked_gives_float32_without_a_graph() -> None:
     result = checked(values, [answer()], "It")
     assert result.dtype == torch.float32
     assert not result.requires_grad
+
+
+@pytest.mark.parametrize(
+    "source",
+    [LengthReward(start=0, limit=300), MissingEOSPenalty(1.0), MiniInstructGold()],
+    ids=lambda s: type(s).__name__,
+)
+def test_scores_are_float32_whatever_the_trainer_makes_the_default(source: RewardSource) -> None:
+    answers = [answer("cats are lovely", PROMPTS[0], finished=False, n_tokens=257)]
+    expected = source(answers).total
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does around a step under `bf16-true`
+    try:
+        found = [source(answers).total, WeightedSum({"it": source}, {"it": 1.0})(answers).total]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for total in found:
+        assert total.dtype == torch.float32
+        assert torch.equal(total, expected)
