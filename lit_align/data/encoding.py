@@ -142,7 +142,8 @@ class Encoder:
         """Prompt and responses, uncut, from what `_tokenise` made of the group's texts."""
         prompt, *rest = ids
         if isinstance(group.prompt, str):
-            prompt = self.bos + prompt
+            # Plain text without a prompt begins as a document does: behind BOS, or else behind the EOS of another.
+            prompt = self.bos + prompt or (self.eos if rest else [])
             responses = [ids if ids[-1:] == self.eos or not group.finished else ids + self.eos for ids in rest]
         else:
             responses = [self._turn(self._after(group, prompt, whole), group.finished) for whole in rest]

@@ -164,7 +164,8 @@ def _noted(groups: Iterator[Group], overview: Overview, show: int) -> Iterator[G
         prompt, row = _hash(group.prompt), _hash((group.prompt, group.responses))
         overview.repeated += row in rows
         rows.add(row)
-        overview.prompts.add(prompt)
+        if group.prompt:
+            overview.prompts.add(prompt)
         overview.echoes += len(set(group.responses)) < len(group.responses)
         overview.sizes[len(group.responses)] += 1
         overview.labels.update(group.labels or ())

@@ -48,7 +48,8 @@ def print_rows(overview: Overview, name: str, console: Console) -> None:
     table.add_row("repeated", _repeated(overview, good))
     if good:
         takers = [f"{module} ({_n(count, 'row')}{_ties(overview, module)})" for module, count in overview.takes.items()]
-        table.add_row("good for", ", ".join([*takers, f"PromptData ({_n(len(overview.prompts), 'different prompt')})"]))
+        prompts = [f"PromptData ({_n(len(overview.prompts), 'different prompt')})"] if overview.prompts else []
+        table.add_row("good for", ", ".join([*takers, *prompts]))
     console.print(table)
 
 
@@ -125,7 +126,7 @@ def _table(title: str, show_header: bool = True) -> Table:
 
 
 def _repeated(overview: Overview, good: int) -> str:
-    prompts = good - len(overview.prompts)
+    prompts = good - len(overview.prompts) if overview.prompts else 0
     repeats = [
         f"the prompt of an earlier row in {_n(prompts, 'row')}" if prompts else "",
         f"a whole earlier row in {_n(overview.repeated, 'row')}" if overview.repeated else "",

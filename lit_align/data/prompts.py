@@ -200,7 +200,10 @@ def read_prompts(name: str, counts: Counts, columns: Mapping[str, str] | None = 
         try:
             if isinstance(row, RowError):
                 raise row
-            yield Group(read_prompt(row, source, columns), (), source=source)
+            prompt = read_prompt(row, source, columns)
+            if not prompt:
+                raise RowError(f"{source}: plain text has no prompt to respond to.")
+            yield Group(prompt, (), source=source)
         except RowError as error:
             counts.bad_row(error)
 

@@ -128,6 +128,11 @@ def _completion(row: RowReader) -> Group:
     return _single(row, prompt, row.response("completion", prompt))
 
 
+def _text(row: RowReader) -> Group:
+    text = row.text("text")
+    return _single(row, "", text)
+
+
 def _critique(row: RowReader) -> Group:
     if not row.has("label"):
         raise row.error("label", "true or false", None)
@@ -178,6 +183,7 @@ SCHEMAS = (
     Schema("chat", ("messages",), _chat("messages"), _SINGLE),
     Schema("chat", ("conversations",), _chat("conversations"), _SINGLE),
     Schema("instruction", ("instruction", "output"), _instruction, ("input", *_SINGLE)),
+    Schema("text", ("text",), _text, ("weights",)),
 )
 """Every kind of row, the more particular first: a row is of the first kind whose columns it has."""
 

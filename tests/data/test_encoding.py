@@ -226,3 +226,9 @@ def test_a_stop_that_would_be_cut_away_is_dropped(word_tokenizer: Callable[..., 
     assert counts.too_long == 1
     (kept,) = _encode(word_tokenizer(), [group], Lengths(5, 2), counts)
     assert kept.responses == [[5, 6, 7, 8]]
+
+
+def test_text_without_a_prompt_begins_behind_bos_or_eos(word_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    text = Group("", ("a b",))
+    assert _encode(word_tokenizer(), [text]) == [TokenGroup([EOS], [[4, 5, EOS]], row=0)]
+    assert _encode(word_tokenizer(adds_bos=True), [text]) == [TokenGroup([2], [[4, 5, EOS]], row=0)]

@@ -74,7 +74,8 @@ def test_rows_of_every_kind_have_a_prompt(row: dict[str, Any], prompt: Any, writ
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "make no known kind of row"),
+        ({"words": "a"}, "make no known kind of row"),
+        ({"text": "a"}, "plain text has no prompt"),
         ({"prompt": " "}, "column 'prompt': expected a text that is not empty"),
         ({"prompt": [USER, ANSWER]}, "a prompt that ends before the assistant's turn"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "expected a role out of"),

@@ -96,6 +96,7 @@ ROWS: list[tuple[dict[str, Any], Group]] = [
     ({"prompt": "p", "response": "x", "edited": "y"}, Group("p", ("y", "x"), (1.0, 0.0), edited=True)),
     ({"prompt": [USER], "response": "x", "edited": "x"}, Group([USER], ("x", "x"), (0.0, 0.0), edited=True)),
     ({"prompt": "p", "response": "x", "label": False}, Group("p", ("x",), labels=(False,))),
+    ({"text": "once upon a time"}, Group("", ("once upon a time",))),
     ({"prompt": "p", "prefix": "so far", "stop": 4}, Group("p", ("so f",), labels=(False,), finished=False)),
     ({"prompt": [USER], "prefix": "so far", "stop": None}, Group([USER], ("so far",), labels=(False,), finished=False)),
 ]
