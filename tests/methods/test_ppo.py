@@ -139,13 +139,15 @@ def test_kl_estimates_agree_with_the_exact_kl(tmp_path):
     )
     Trainer(accelerator="cpu", max_epochs=2, **quiet).fit(sft, SFTData(train="mini_instruct", batch_size=64))
     sft.export(tmp_path / "sft")
-    module = build(tmp_path / "sft", optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-3))
+    module = build(tmp_path / "sft", kl=FixedKL(0.5), optimizer=lambda groups: torch.optim.AdamW(groups, lr=5e-4))
     fit(module, tmp_path, rows=640)
     reference = enumerated_policy(sft.policy.eval(), module.tokenizer)
     policy = enumerated_policy(module.policy.eval(), module.tokenizer)
     exact = float(kl_divergence(policy.logps, reference.logps).mean())
     assert exact > 0.1
-    assert policy.leaked.max() < 0.02
+    assert (
+        policy.leaked.mean() < 0.02
+    )  # the estimates are of all that is sampled, the exact value of what is enumerated
     module.responses_per_prompt = 500
     data = PromptData(train="mini_instruct", max_rows=8, batch_size=8)
     data.trainer = module.trainer
@@ -154,8 +156,9 @@ def test_kl_estimates_agree_with_the_exact_kl(tmp_path):
     seed_everything(5, verbose=False)
     sampled = module.collect(prompts)
     metrics = module._rollout_metrics
-    pieces = (sampled.tokens["logps"] - sampled.tokens["ref_logps"]).square().sum() / 4000
-    error = 3 * float(pieces) ** 0.5 / 4000**0.5  # three standard errors of the mean over 4,000 responses
+    lengths = [len(response) for group in sampled.groups for response in group.responses]
+    log_ratios = torch.stack([x.sum() for x in (sampled.tokens["logps"] - sampled.tokens["ref_logps"]).split(lengths)])
+    error = 3 * float(log_ratios.std()) / len(lengths) ** 0.5
     assert metrics["kl/k1"] == pytest.approx(exact, abs=error)
     assert metrics["kl/k3"] == pytest.approx(exact, abs=error)
 
