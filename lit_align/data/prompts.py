@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule
 from lit_align.data.counts import Counts, OnBadRow, with_progress
-from lit_align.data.encoding import Encoder, TooLong
+from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.mini_instruct import PROMPTS
 from lit_align.data.row_reader import RowError, RowReader
 from lit_align.data.rows import read_rows
@@ -173,6 +173,17 @@ class PromptData(GroupDataModule):
 
     def _collate(self, split: str) -> Callable[[list[TokenGroup]], PromptBatch]:
         return partial(prompt_batch, texts=self._texts[split])
+
+
+def encoded_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Text], max_length: int) -> list[list[int]]:
+    """Token ids of prompts as the DataModules encode them, at most `max_length`: a longer prompt loses its beginning.
+
+    Raises:
+        UserError: A prompt is empty, or a chat that the template refuses or the tokenizer has no template for.
+    """
+    groups = [Group(prompt, (), source=f"prompt {number}") for number, prompt in enumerate(prompts, start=1)]
+    encoder = PromptEncoder(tokenizer, Lengths(max_length + 1, max_length, "cut"), PromptCounts("raise"))
+    return [list(tokens.prompt) for _, tokens in encoder.encode(groups)]
 
 
 def prompt_batch(groups: Sequence[TokenGroup], texts: Sequence[Text]) -> PromptBatch:

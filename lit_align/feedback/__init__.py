@@ -1,10 +1,12 @@
-"""What scores responses: functions, reward models, the embedded task's gold score, and sums and limits of them."""
+"""What scores or compares responses: functions, reward models, gold scores, sums and limits of them, and judges."""
 
 from lit_align.feedback.adapter_reward import AdapterReward
 from lit_align.feedback.combine import Clipped, Normalised, WeightedSum
 from lit_align.feedback.functions import FormatReward, FunctionReward, LengthReward, MissingEOSPenalty
+from lit_align.feedback.judge import Judge, RewardJudge
 from lit_align.feedback.mini_instruct import LinearProxy, MiniInstructGold
 from lit_align.feedback.reward_model import RewardModelReward
+from lit_align.feedback.sampling import sample_answers
 from lit_align.feedback.source import Answer, RewardSource, Scores, decoded_answers
 
 __all__ = [
@@ -13,14 +15,17 @@ __all__ = [
     "Clipped",
     "FormatReward",
     "FunctionReward",
+    "Judge",
     "LengthReward",
     "LinearProxy",
     "MiniInstructGold",
     "MissingEOSPenalty",
     "Normalised",
+    "RewardJudge",
     "RewardModelReward",
     "RewardSource",
     "Scores",
     "WeightedSum",
     "decoded_answers",
+    "sample_answers",
 ]
