@@ -168,8 +168,15 @@ class AlignmentModule(LightningModule, ABC):
         """Steps, and lets a `MovingReference` follow before a checkpoint of this step can be written."""
         super().optimizer_step(*args, **kwargs)
         config = self._reference_config
-        if isinstance(config, MovingReference) and (self.trainer.global_step + 1) % config.every == 0:
-            config.move(self.reference, cast("nn.Module", self.policy))
+        if not isinstance(config, MovingReference) or config.every == "round":
+            return
+        if (self.trainer.global_step + 1) % config.every == 0:
+            self.move_reference()
+
+    def move_reference(self) -> None:
+        """Lets a `MovingReference` follow the policy as it is now."""
+        assert isinstance(self._reference_config, MovingReference)
+        self._reference_config.move(self.reference, cast("nn.Module", self.policy))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which reference the run is compared with; its weights stay out of the checkpoint."""

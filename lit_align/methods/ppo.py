@@ -14,13 +14,14 @@ from torch import Tensor
 
 from lit_align.data import PromptBatch, SFTData, padded, shared
 from lit_align.errors import UserError
-from lit_align.feedback import Answer, RewardSource, Scores, decoded_answers
-from lit_align.groups import GroupBatch, TokenGroup, sum_by_response
+from lit_align.feedback import Answer, RewardSource, Scores
+from lit_align.groups import GroupBatch, sum_by_response
 from lit_align.losses import GAE, AdvantageEstimator, FixedKL, KLController, PolicyLoss, PPOLoss
 from lit_align.losses.advantages import token_rewards
 from lit_align.losses.kl import k1, k2, k3
 from lit_align.losses.ppo import clipped_value_loss
 from lit_align.methods.base import AlignmentModule, StepOutput
+from lit_align.methods.own_responses import joined, moments_over_ranks, sampled_groups
 from lit_align.methods.schedule import Schedule
 from lit_align.models import (
     ModelConfig,
@@ -212,18 +213,21 @@ class PPO(AlignmentModule):
             self.ptx.data.trainer = self.trainer
             self.ptx.data.setup("fit")
             text = self.ptx.data.rows_loader()
-        self._loader = RolloutLoader(prompts, self.collect, self.collate, self.inner_epochs, self.minibatches, text)
+        self._loader = RolloutLoader(
+            prompts, self.collect, self.collate, self.inner_epochs, self.minibatches, text=text
+        )
         return self._loader
 
     @torch.no_grad()
-    def collect(self, prompts: PromptBatch) -> Rollout:
-        """Samples responses to a batch of prompts, scores them, and works out what each token is trained on."""
+    def collect(self, batches: list[PromptBatch]) -> Rollout:
+        """Samples responses to batches of prompts, scores them, and works out what each token is trained on."""
         began = time.perf_counter()
-        groups, answers = self._sample(prompts, self.responses_per_prompt)
+        prompts = joined(batches)
+        groups, answers = sampled_groups(self.engine, self.tokenizer, prompts, self.responses_per_prompt)
         sampled = time.perf_counter()
         self.reward.to(self.device)
         scores = self.reward.score_rollout(answers)
-        rollout = Rollout(groups, {}, self.collate, prompts.is_filler)
+        rollout = Rollout(groups, self.collate, prompts.is_filler)
         batch = rollout.minibatch(range(len(groups))).batch
         logps, ref_logps, values = self._score_tokens(rollout)
 
@@ -242,14 +246,6 @@ class PPO(AlignmentModule):
         self._rollout_metrics |= {"time/rollout": sampled - began, "time/score": self._update_began - sampled}
         self._is_first_minibatch = not prompts.is_filler
         return rollout
-
-    def _sample(self, prompts: PromptBatch, k: int) -> tuple[list[TokenGroup], list[Answer]]:
-        sampled = self.engine.sample(prompts.prompt_ids, k)
-        groups = [
-            TokenGroup(ids, [response.ids for response in responses], row=row)
-            for ids, responses, row in zip(prompts.prompt_ids, sampled, prompts.rows, strict=True)
-        ]
-        return groups, decoded_answers(self.tokenizer, prompts.prompts, prompts.prompt_ids, sampled)
 
     def _score_tokens(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities under policy and reference, and values, of every token, a minibatch at a time, on the CPU."""
@@ -307,11 +303,11 @@ class PPO(AlignmentModule):
         }
         if "returns" in tokens:
             watched |= {"_returns": tokens["returns"], "_residual": tokens["returns"] - tokens["values"]}
-        means, variances, count = self._moments(watched, rollout.is_filler)
+        means, variances, counts = moments_over_ranks(self, watched, rollout.is_filler)
         if "returns" in tokens:
             means["explained_variance"] = 1 - variances["_residual"] / max(variances["_returns"], 1e-12)
         means |= {"reward/std": variances["reward/mean"] ** 0.5, "kl_coef": self.kl.beta}
-        self.kl.update(means["kl/k1"], count)
+        self.kl.update(means["kl/k1"], counts["kl/k1"])
         self._rollout_metrics = {name: value for name, value in means.items() if not name.startswith("_")}
         if self.log_samples_every and self._rollouts % self.log_samples_every == 0:
             kl = watched["kl/k1"].tolist()
@@ -321,24 +317,6 @@ class PPO(AlignmentModule):
             ]
             log_samples(self.trainer, rows)
         self._rollouts += 1
-
-    def _moments(self, watched: dict[str, Tensor], is_filler: bool) -> tuple[dict[str, float], dict[str, float], int]:
-        """Means and variances over every value of every rank, and how many responses that is."""
-        weight = 0.0 if is_filler else 1.0
-        sums = [
-            torch.stack([x.new_tensor(len(x)), x.sum(), x.square().sum()]) for x in map(Tensor.double, watched.values())
-        ]
-        totals = self.trainer.strategy.reduce(weight * torch.stack(sums).to(self.device), reduce_op="sum")
-        assert isinstance(totals, Tensor)
-        counts = totals[:, 0]
-        means = totals[:, 1] / counts
-        variances = (totals[:, 2] / counts - means.square()).clamp(min=0)
-        names = list(watched)
-        return (
-            dict(zip(names, means.tolist(), strict=True)),
-            dict(zip(names, variances.tolist(), strict=True)),
-            int(counts[0]),
-        )
 
     # The update: from a minibatch to a loss.
 
@@ -405,9 +383,9 @@ class PPO(AlignmentModule):
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Samples one response to each prompt and logs its score and KL."""
-        groups, answers = self._sample(batch, 1)
+        groups, answers = sampled_groups(self.engine, self.tokenizer, batch, 1)
         self.reward.to(self.device)
-        rollout = Rollout(groups, {}, self.collate, batch.is_filler)
+        rollout = Rollout(groups, self.collate, batch.is_filler)
         of_all = rollout.minibatch(range(len(groups))).batch
         logps, ref_logps, _ = self._score_tokens(rollout)
         scores = self.reward(answers)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -36,15 +39,30 @@ class Schedule:
 
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
         """The scheduler of a run of `total_steps` optimiser steps."""
-        warmup_steps = round(self.warmup * total_steps)
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+
+    def restarting(self, optimizer: Optimizer, stages: Sequence[int]) -> LambdaLR:
+        """The scheduler of a run that begins anew with each stage.
+
+        Args:
+            optimizer: The optimiser.
+            stages: Optimiser steps of each stage.
+        """
+        begins = [0, *accumulate(stages)]
 
         def factor(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / (warmup_steps + 1)
-            if self.decay == "constant":
-                return 1.0
-            progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-            shape = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
-            return self.final + (1 - self.final) * shape
+            stage = min(bisect_right(begins, step), len(stages)) - 1
+            return self.factor(step - begins[stage], stages[stage])
 
         return LambdaLR(optimizer, factor)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The rate at a step, counted from 0, as a share of the optimiser's own."""
+        warmup_steps = round(self.warmup * total_steps)
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if self.decay == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        shape = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.final + (1 - self.final) * shape

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -24,8 +24,12 @@ class ReferenceConfig(ABC):
     """What a method compares its policy with: `FrozenReference`, `CachedReference` or `MovingReference`."""
 
     @abstractmethod
-    def check(self, policy: ModelConfig) -> None:
-        """Refuses a policy that cannot be compared so.
+    def check(self, policy: ModelConfig, has_rounds: bool = False) -> None:
+        """Refuses a policy, or a method, that cannot be compared so.
+
+        Args:
+            policy: The policy.
+            has_rounds: Whether the method samples its data in rounds.
 
         Raises:
             UserError: Says what to change.
@@ -36,7 +40,7 @@ class ReferenceConfig(ABC):
 class FrozenReference(ReferenceConfig):
     """The policy as it was before the first step: a copy in memory, or with LoRA the same weights without the adapter."""
 
-    def check(self, policy: ModelConfig) -> None:
+    def check(self, policy: ModelConfig, has_rounds: bool = False) -> None:
         """Any policy has one."""
 
 
@@ -55,7 +59,7 @@ class CachedReference(ReferenceConfig):
 
     folder: str = "runs/.reference"
 
-    def check(self, policy: ModelConfig) -> None:
+    def check(self, policy: ModelConfig, has_rounds: bool = False) -> None:
         """The policy must be found again where a run is continued or a model is asked for."""
         if policy.init == "random":
             raise UserError(
@@ -69,22 +73,25 @@ class MovingReference(ReferenceConfig):
     """A copy that follows the policy (TR-DPO, Gorbatovski et al. 2024, 2404.09656); checkpoints hold it.
 
     Args:
-        every: Optimiser steps between two updates.
+        every: Optimiser steps between two updates; or `round`, for methods that sample in rounds: the reference of a round is
+            then the policy that sampled it, as in iterative DPO.
         mix: Weight of the policy in an update: 1 replaces the reference (the paper's hard update), less than 1 averages
             (its soft update, equation 4).
     """
 
-    every: int = 512
+    every: int | Literal["round"] = 512
     mix: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"reference.every must be at least 1 optimiser step, got {self.every}.")
+        if self.every != "round" and self.every < 1:
+            raise UserError(f"reference.every must be at least 1 optimiser step, or `round`, got {self.every}.")
         if not 0 < self.mix <= 1:
             raise UserError(f"reference.mix is the policy's weight in an update, in (0, 1], got {self.mix}.")
 
-    def check(self, policy: ModelConfig) -> None:
-        """All weights have to move."""
+    def check(self, policy: ModelConfig, has_rounds: bool = False) -> None:
+        """All weights have to move, and rounds must be there to move in."""
+        if self.every == "round" and not has_rounds:
+            raise UserError("reference.every: round has no meaning for a method without rounds: give optimiser steps.")
         if policy.lora is not None:
             raise UserError(
                 "MovingReference needs a reference with weights of its own, and with policy.lora there is none: train all "

@@ -154,7 +154,7 @@ def test_kl_estimates_agree_with_the_exact_kl(tmp_path):
     data.setup("fit")
     prompts = next(iter(PromptData.train_dataloader(data).prompts))
     seed_everything(5, verbose=False)
-    sampled = module.collect(prompts)
+    sampled = module.collect([prompts])
     metrics = module._rollout_metrics
     lengths = [len(response) for group in sampled.groups for response in group.responses]
     log_ratios = torch.stack([x.sum() for x in (sampled.tokens["logps"] - sampled.tokens["ref_logps"]).split(lengths)])
