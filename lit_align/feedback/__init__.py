@@ -3,6 +3,7 @@
 from lit_align.feedback.adapter_reward import AdapterReward
 from lit_align.feedback.combine import Clipped, Normalised, WeightedSum
 from lit_align.feedback.functions import FormatReward, FunctionReward, LengthReward, MissingEOSPenalty
+from lit_align.feedback.implicit import ImplicitReward, LogProbReward
 from lit_align.feedback.judge import Judge, RewardJudge
 from lit_align.feedback.mini_instruct import LinearProxy, MiniInstructGold
 from lit_align.feedback.reward_model import RewardModelReward
@@ -15,9 +16,11 @@ __all__ = [
     "Clipped",
     "FormatReward",
     "FunctionReward",
+    "ImplicitReward",
     "Judge",
     "LengthReward",
     "LinearProxy",
+    "LogProbReward",
     "MiniInstructGold",
     "MissingEOSPenalty",
     "Normalised",
