@@ -3,9 +3,10 @@
 from lit_align.methods.base import AlignmentModule, StepOutput
 from lit_align.methods.dpo import DPO
 from lit_align.methods.kto import KTO
+from lit_align.methods.online_dpo import OnlineDPO
 from lit_align.methods.ppo import PPO
 from lit_align.methods.reward import RewardModel
 from lit_align.methods.schedule import Schedule
 from lit_align.methods.sft import SFT
 
-__all__ = ["DPO", "KTO", "PPO", "SFT", "AlignmentModule", "RewardModel", "Schedule", "StepOutput"]
+__all__ = ["DPO", "KTO", "PPO", "SFT", "AlignmentModule", "OnlineDPO", "RewardModel", "Schedule", "StepOutput"]

@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from lit_align.errors import UserError
-from lit_align.groups import GroupBatch, preferred_pairs
+from lit_align.groups import GroupBatch
 from lit_align.losses import DPO as DPOLoss
-from lit_align.losses import PairLogps, PreferenceLoss
+from lit_align.losses import PreferenceLoss
 from lit_align.methods.base import AlignmentModule, StepOutput
+from lit_align.methods.pairs import pair_metrics, paired
 from lit_align.methods.schedule import Schedule
 from lit_align.models import FrozenReference, ModelConfig, ReferenceConfig, load_policy, response_logps, save_model
 
@@ -65,39 +66,10 @@ class DPO(AlignmentModule):
 
     def step(self, batch: GroupBatch) -> StepOutput:
         """One loss a pair."""
-        assert batch.scores is not None
-        pairs = self.pair_logps(batch)
-        losses = self.loss(pairs)
-        with torch.no_grad():
-            chosen, rejected = self.loss.rewards(pairs)
-            margin = chosen - rejected
-        return StepOutput(
-            losses=losses,
-            metrics={
-                "rewards/chosen": chosen,
-                "rewards/rejected": rejected,
-                "rewards/margin": margin,
-                "rewards/accuracy": (margin.sign() + 1) / 2,
-                "logps/chosen": pairs.chosen,
-                "logps/rejected": pairs.rejected,
-            },
-        )
-
-    def pair_logps(self, batch: GroupBatch) -> PairLogps:
-        """Summed log-probabilities of every pair of a batch under policy and reference."""
-        assert batch.scores is not None
         policy = batch.weighted_sums(response_logps(self.policy, batch))
         reference = self.reference_sums(batch) if self.loss.needs_reference else None
-        chosen, rejected = preferred_pairs(batch.scores, batch.group_index)
-        lengths = batch.response_lengths
-        return PairLogps(
-            chosen=policy[chosen],
-            rejected=policy[rejected],
-            ref_chosen=None if reference is None else reference[chosen],
-            ref_rejected=None if reference is None else reference[rejected],
-            chosen_length=lengths[chosen],
-            rejected_length=lengths[rejected],
-        )
+        pairs = paired(batch, policy, reference)
+        return StepOutput(self.loss(pairs), pair_metrics(self.loss, pairs))
 
     def export(self, folder: str | Path) -> None:
         """Writes the policy."""

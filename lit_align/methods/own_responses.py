@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lit_align.data import PromptBatch
+from lit_align.data import PromptBatch, padded, shared
+from lit_align.errors import UserError
 from lit_align.feedback import Answer, decoded_answers
 from lit_align.groups import TokenGroup
+from lit_align.models import Sampling, response_logps
 from lit_align.rollout import RolloutEngine
+from lit_align.rollout.loader import Collate, Rollout
 
 
 def joined(batches: Sequence[PromptBatch]) -> PromptBatch:
@@ -35,6 +39,19 @@ def sampled_groups(
         for ids, responses, row in zip(prompts.prompt_ids, sampled, prompts.rows, strict=True)
     ]
     return groups, decoded_answers(tokenizer, prompts.prompts, prompts.prompt_ids, sampled)
+
+
+def own_collate(tokenizer: Any, layout: Literal["padded", "shared"], tokens_per_row: int | None) -> Collate:
+    """What lays out the batches of a method that makes its own, with the arguments of the DataModules.
+
+    Raises:
+        UserError: The layout has no rows of a fixed width.
+    """
+    if layout == "shared":
+        return partial(shared, pad_id=tokenizer.pad_token_id, tokens_per_row=tokens_per_row or 1024)
+    if tokens_per_row is not None:
+        raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
+    return partial(padded, pad_id=tokenizer.pad_token_id)
 
 
 class Moments(NamedTuple):
@@ -69,3 +86,22 @@ def moments_over_ranks(module: Any, values: dict[str, Tensor], is_filler: bool) 
             means[name] = total / count
             variances[name] = max(squares / count - means[name] ** 2, 0.0)
     return Moments(means, variances, counts)
+
+
+def rollout_logps(module: Any, model: Any, rollout: Rollout, size: int, sampling: Sampling | None = None) -> Tensor:
+    """Log-probability of every token of a rollout under a model, nats, `(M,)`, on the CPU, without gradient.
+
+    Args:
+        module: The LightningModule, for its Trainer and device.
+        model: A causal language model.
+        rollout: M response tokens.
+        size: Groups scored at once.
+        sampling: As in `response_logps`.
+    """
+    logps = []
+    with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+        for begin in range(0, len(rollout.groups), size):
+            part = range(begin, min(begin + size, len(rollout.groups)))
+            batch = rollout.minibatch(part).batch.to(module.device)
+            logps.append(response_logps(model, batch, sampling).cpu())
+    return torch.cat(logps)

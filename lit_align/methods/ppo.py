@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lit_align.data import PromptBatch, SFTData, padded, shared
+from lit_align.data import PromptBatch, SFTData
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, RewardSource, Scores
 from lit_align.groups import GroupBatch, sum_by_response
@@ -21,7 +20,7 @@ from lit_align.losses.advantages import token_rewards
 from lit_align.losses.kl import k1, k2, k3
 from lit_align.losses.ppo import clipped_value_loss
 from lit_align.methods.base import AlignmentModule, StepOutput
-from lit_align.methods.own_responses import joined, moments_over_ranks, sampled_groups
+from lit_align.methods.own_responses import joined, moments_over_ranks, own_collate, sampled_groups
 from lit_align.methods.schedule import Schedule
 from lit_align.models import (
     ModelConfig,
@@ -36,7 +35,7 @@ from lit_align.models import (
     value_head,
 )
 from lit_align.rollout import NativeEngine, RolloutConfig, stop_token_ids
-from lit_align.rollout.loader import Collate, PositionedLoader, Rollout, RolloutBatch, RolloutLoader
+from lit_align.rollout.loader import PositionedLoader, Rollout, RolloutBatch, RolloutLoader
 from lit_align.runtime import log_samples
 
 
@@ -146,7 +145,7 @@ class PPO(AlignmentModule):
         self.entropy_coef = entropy_coef
         self.ptx = ptx
         self.log_samples_every = log_samples_every
-        self.collate = self._make_collate(layout, tokens_per_row)
+        self.collate = own_collate(self.tokenizer, layout, tokens_per_row)
         self._refuse_what_has_no_effect(kl_estimator)
         self._rollouts = 0
         self._update_began: float | None = None
@@ -173,13 +172,6 @@ class PPO(AlignmentModule):
         for what in ("responses_per_prompt", "inner_epochs", "minibatches"):
             if getattr(self, what) < 1:
                 raise UserError(f"{what} must be at least 1, got {getattr(self, what)}.")
-
-    def _make_collate(self, layout: str, tokens_per_row: int | None) -> Collate:
-        if layout == "shared":
-            return partial(shared, pad_id=self.tokenizer.pad_token_id, tokens_per_row=tokens_per_row or 1024)
-        if tokens_per_row is not None:
-            raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
-        return partial(padded, pad_id=self.tokenizer.pad_token_id)
 
     def configure_model(self) -> None:
         """Loads the policy, freezes a copy as the reference, and adds the critic that the advantages need."""
