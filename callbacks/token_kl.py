@@ -1,0 +1,55 @@
+"""KL to the reference at every token of sampled responses, by three estimators."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_align.groups import GroupBatch
+from lit_align.losses.kl import full_kl, k1, k3
+from lit_align.models import Sampling, response_hidden
+from lit_align.models.logprobs import MAX_LOGITS, head_logits
+
+ESTIMATORS = ("k1", "k3", "full")
+
+
+class TokenKLs(NamedTuple):
+    """Estimates whose sum over a response is one of KL(policy || reference) of the response, nats.
+
+    Args:
+        k1: log pi(token) - log ref(token), `(M,)`.
+        k3: r - 1 - log r with r = ref(token) / pi(token), `(M,)`.
+        full: KL of the two distributions that the token could have come from, over the whole vocabulary, `(M,)`. It is k1's
+            mean given what comes before, so it has the same mean and less variance (Rao-Blackwell).
+    """
+
+    k1: Tensor
+    k3: Tensor
+    full: Tensor
+
+
+@torch.no_grad()
+def token_kls(policy: Any, reference: Any, batch: GroupBatch, temperature: float = 1.0) -> TokenKLs:
+    """KL estimates of every response token, float32, a chunk of the vocabulary's rows at a time.
+
+    Args:
+        policy: A causal language model that the batch's responses were sampled from.
+        reference: One with the same vocabulary.
+        batch: N responses with M tokens.
+        temperature: That they were sampled at; the reference is taken at the same.
+    """
+    hidden, ref_hidden = response_hidden(policy, batch), response_hidden(reference, batch)
+    sampling = Sampling(temperature)
+    rows = max(1, MAX_LOGITS // (2 * policy.get_output_embeddings().weight.shape[0]))
+    chunks = zip(*(torch.split(tensor, rows) for tensor in (hidden, ref_hidden, batch.targets)), strict=True)
+    parts = []
+    for of_policy, of_reference, targets in chunks:
+        logits = sampling.warp(head_logits(policy, of_policy))
+        ref_logits = sampling.warp(head_logits(reference, of_reference))
+        logps, ref_logps = (
+            every.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1) for every in (logits, ref_logits)
+        )
+        parts.append(TokenKLs(k1(logps, ref_logps), k3(logps, ref_logps), full_kl(logits, ref_logits)))
+    return TokenKLs(*(torch.cat(column) for column in zip(*parts, strict=True)))
