@@ -21,6 +21,7 @@ from lit_align.losses.preference import (
 from lit_align.losses.preference_absolute import AOT, AOTUnpaired, APODown, APOZero, BCOPair, NCAPair, SPPOHard
 from lit_align.losses.preference_free import CPO, ORPO, SimPO
 from lit_align.losses.reward import BinaryCritique, BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
+from lit_align.losses.rrhf import RRHF, RankedLogps, RankingLoss, RRHFReleased
 from lit_align.losses.sft import NLL, SFTLoss, Unlikelihood
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "ORPO",
     "RDPO",
     "RLOO",
+    "RRHF",
     "AOTUnpaired",
     "APODown",
     "APOZero",
@@ -60,6 +62,9 @@ __all__ = [
     "PolicyLoss",
     "PolicyLosses",
     "PreferenceLoss",
+    "RRHFReleased",
+    "RankedLogps",
+    "RankingLoss",
     "Regression",
     "RewardLoss",
     "RobustDPO",

@@ -12,11 +12,11 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_align import losses
-from lit_align.losses import LabelLoss, PreferenceLoss, RewardLoss, SFTLoss
+from lit_align.losses import LabelLoss, PreferenceLoss, RankingLoss, RewardLoss, SFTLoss
 
 CONFIGURABLE = [
     (base, loss)
-    for base in (SFTLoss, RewardLoss, PreferenceLoss, LabelLoss)
+    for base in (SFTLoss, RewardLoss, PreferenceLoss, LabelLoss, RankingLoss)
     for loss in vars(losses).values()
     if inspect.isclass(loss) and issubclass(loss, base) and loss is not base
 ]
@@ -24,7 +24,7 @@ CONFIGURABLE = [
 
 def test_every_loss_is_exported() -> None:
     assert {loss.__name__ for _, loss in CONFIGURABLE} <= set(losses.__all__)
-    assert len(CONFIGURABLE) == 28
+    assert len(CONFIGURABLE) == 30
 
 
 @pytest.mark.parametrize(("base", "loss"), CONFIGURABLE, ids=lambda kind: kind.__name__)
