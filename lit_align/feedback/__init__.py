@@ -5,10 +5,13 @@ from lit_align.feedback.combine import Clipped, Normalised, WeightedSum
 from lit_align.feedback.functions import FormatReward, FunctionReward, LengthReward, MissingEOSPenalty
 from lit_align.feedback.implicit import ImplicitReward, LogProbReward
 from lit_align.feedback.judge import Judge, RewardJudge
+from lit_align.feedback.llm_judge import Judgements, LLMJudge, LLMScore
+from lit_align.feedback.local_model import LocalModel
 from lit_align.feedback.mini_instruct import LinearProxy, MiniInstructGold
 from lit_align.feedback.reward_model import RewardModelReward
 from lit_align.feedback.sampling import sample_answers
 from lit_align.feedback.source import Answer, RewardSource, Scores, decoded_answers
+from lit_align.feedback.text_model import Reading, TextModel
 
 __all__ = [
     "AdapterReward",
@@ -18,16 +21,22 @@ __all__ = [
     "FunctionReward",
     "ImplicitReward",
     "Judge",
+    "Judgements",
+    "LLMJudge",
+    "LLMScore",
     "LengthReward",
     "LinearProxy",
+    "LocalModel",
     "LogProbReward",
     "MiniInstructGold",
     "MissingEOSPenalty",
     "Normalised",
+    "Reading",
     "RewardJudge",
     "RewardModelReward",
     "RewardSource",
     "Scores",
+    "TextModel",
     "WeightedSum",
     "decoded_answers",
     "sample_answers",

@@ -46,7 +46,7 @@ def save_language_model(folder: Path, seed: int, chat: bool) -> Path:
     model = AutoModelForCausalLM.from_config(config)
     # With the usual tiny initial weights every distribution would be nearly uniform.
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     character_tokenizer(chat).save_pretrained(folder)
     return folder
