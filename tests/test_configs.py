@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,16 +23,24 @@ def test_there_are_configs():
     assert len(CONFIGS) >= 8
 
 
+def paths_in(arguments: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Where models come from: the arguments called `path`, by their names on the command line."""
+    if isinstance(arguments, Mapping):
+        if isinstance(arguments.get("path"), str):
+            yield f"{name}.path", arguments["path"]
+        for key, value in arguments.items():
+            yield from paths_in(value, f"{name}.{key}")
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_config_takes_two_steps(config, quickstart_models, tmp_path, monkeypatch):
     given = yaml.safe_load(config.read_text())
     group, name = config.parent.name, config.stem
     assert given["run"] == f"runs/{group}/{name}"
     changed = ["--trainer.fast_dev_run=2", "--data.max_rows=64"]
-    if given["model"]["init_args"]["policy"]["path"] != "mini_instruct":
-        changed.append(f"--model.policy.path={quickstart_models / 'sft'}")
-    if "RewardModelReward" in config.read_text():
-        changed.append(f"--model.reward.model.path={quickstart_models / 'reward'}")
+    for argument, path in paths_in(given["model"]["init_args"], "model"):
+        if path.startswith("runs/"):
+            changed.append(f"--{argument}={quickstart_models / Path(path).parent.name}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-align", "fit", "--config", str(config), *changed])
     assert main() == 0

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -109,9 +110,12 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A folder as a reader's checkout is: with configs, and the model that `sft.yaml` trains, here for two steps."""
+def shell(tmp_path_factory: pytest.TempPathFactory, quickstart_models: Path) -> Shell:
+    """A folder as a reader's checkout is: with configs, the model that `sft.yaml` trains, here for two steps, and a reward
+    model.
+    """
     folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(quickstart_models / "reward", folder / "runs/quickstart/reward/model")
     (folder / "configs").symlink_to(ROOT / "configs")
     shell = Shell(folder)
     assert shell.run(made_small(["fit", "--config", "configs/quickstart/sft.yaml"])) == 0
@@ -216,8 +220,16 @@ def test_every_command_and_config_that_is_named_is_there() -> None:
             assert (ROOT / config).is_file(), f"{page.name} names {config}"
 
 
-METHODS = {"sft": "sft", "reward": "reward", "dpo": "dpo", "kto": "kto", "ppo": "ppo_gold", "grpo": "grpo"}
-PAGES = {"grpo": "ppo"}
+METHODS = {
+    "sft": "sft",
+    "reward": "reward",
+    "dpo": "dpo",
+    "kto": "kto",
+    "ppo": "ppo_gold",
+    "grpo": "grpo",
+    "online_dpo": "online_dpo",
+}
+PAGES = {"grpo": "ppo", "online_dpo": "online-dpo"}
 
 
 @pytest.mark.parametrize("name", METHODS)
