@@ -23,6 +23,7 @@ from lit_align.losses.preference_free import CPO, ORPO, SimPO
 from lit_align.losses.reward import BinaryCritique, BradleyTerry, KWise, PlackettLuce, Regression, RewardLoss
 from lit_align.losses.rrhf import RRHF, RankedLogps, RankingLoss, RRHFReleased
 from lit_align.losses.sft import NLL, SFTLoss, Unlikelihood
+from lit_align.losses.spa import GlobalWindow, NoiseThreshold, ReleasedThreshold, SelfRefinement
 
 __all__ = [
     "AOT",
@@ -51,11 +52,13 @@ __all__ = [
     "DiscoPOP",
     "EXOPair",
     "FixedKL",
+    "GlobalWindow",
     "Hinge",
     "KLController",
     "KWise",
     "LabelLoss",
     "NCAPair",
+    "NoiseThreshold",
     "PPOLoss",
     "PairLogps",
     "PlackettLuce",
@@ -66,10 +69,12 @@ __all__ = [
     "RankedLogps",
     "RankingLoss",
     "Regression",
+    "ReleasedThreshold",
     "RewardLoss",
     "RobustDPO",
     "SFTLoss",
     "SPPOHard",
+    "SelfRefinement",
     "SigmoidNorm",
     "SimPO",
     "Unlikelihood",

@@ -1,4 +1,4 @@
-"""A run is a folder: config.yaml, metrics.csv, samples.jsonl, checkpoints/, model/ and wandb/ of one training."""
+"""A run is a folder: config.yaml, metrics.csv, samples.jsonl, checkpoints/, model/, rounds/ and wandb/ of one training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RunFolder:
         """Removes what a run has written here, and nothing else."""
         for name in ("config.yaml", "metrics.csv", "samples.jsonl"):
             (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "model", "wandb"):
+        for name in ("checkpoints", "model", "rounds", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
 
