@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -123,8 +124,24 @@ def run_function(file: Path, arguments: list[str]) -> int:
     from lit_align.cli_errors import ShortErrors
 
     function: Callable[..., None] = getattr(importlib.import_module(f"lit_align.commands.{file.stem}"), file.stem)
-    auto_cli(function, args=arguments, parser_class=ShortErrors, prog=f"lit-align {file.stem}")
+    auto_cli(function, args=spelled(function, arguments), parser_class=ShortErrors, prog=f"lit-align {file.stem}")
     return 0
+
+
+def spelled(function: Callable[..., None], arguments: list[str]) -> list[str]:
+    """Arguments as jsonargparse takes them, where people write them otherwise.
+
+    An option that takes a list may be given several times, `--model a --model b`, and one of a single letter, `--k`, with a
+    single dash.
+    """
+    changed = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if len(name) == 1:
+            changed[f"-{name}"] = f"--{name}"
+        if str(parameter.annotation).startswith("list["):
+            changed[f"--{name}"] = f"--{name}+"
+    split = [argument.partition("=") for argument in arguments]
+    return [changed.get(option, option) + equals + value for option, equals, value in split]
 
 
 def run_trainer() -> int:

@@ -26,6 +26,7 @@ ROOMS = (
     "report",
     "cli_errors",
     "cli",
+    "annotation",
     "commands",
     "__main__",
 )

@@ -105,6 +105,11 @@ def _ranked(row: RowReader) -> Group:
     return Group(prompt, responses, scores=tuple(-place for place in places), weights=weights)
 
 
+def _responses(row: RowReader) -> Group:
+    prompt = row.prompt("prompt")
+    return Group(prompt, row.responses("responses", prompt))
+
+
 def _ultrafeedback(row: RowReader) -> Group:
     prompt: list[Message] = [Message(role="user", content=row.text("instruction"))]
     completions = row.row["completions"]
@@ -175,6 +180,7 @@ SCHEMAS = (
     Schema("preference of whole chats", ("chosen", "rejected"), _implicit_preference, _PAIR),
     Schema("scored responses", ("prompt", "responses", "scores"), _scored, ("weights",)),
     Schema("ranked responses", ("prompt", "responses", "ranking"), _ranked, ("weights",)),
+    Schema("responses", ("prompt", "responses"), _responses),
     Schema("UltraFeedback", ("instruction", "completions"), _ultrafeedback),
     Schema("improvement", ("prompt", "response", "edited"), _improvement),
     Schema("critique", ("prompt", "response", "label"), _critique, ("weights",)),
