@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.collate import padded
 from lit_align.data.counts import Counts, OnBadRow, with_progress
+from lit_align.data.embedded import embedded_groups, is_embedded
 from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.loader import GroupLoader, Positioned
 from lit_align.data.row_reader import RowError
@@ -27,22 +28,19 @@ from lit_align.groups import Group, GroupBatch, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer
 from lit_align.runtime import gather_per_rank
 
-EMBEDDED = "mini_instruct"
-EMBEDDED_ROWS = {"train": 10_000, "val": 1_000}
-
 
 class GroupDataModule(LightningDataModule, ABC):
     """Rows of one kind, encoded with the tokenizer of the module that is trained.
 
     Args:
         train: Rows to train on: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files or one that `datasets`
-            saved, a hub name, or `mini_instruct`, the embedded task; a split as in `name:train`, a configuration of the hub as
-            in `name@configuration:train`. Several, as a list, are read one after the other.
+            saved, a hub name, or an embedded task, `mini_instruct` or `mini_assistant`; a split as in `name:train`, a
+            configuration of the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Rows to validate on.
         batch_size: Prompts in a batch, on each device.
         val_batch_size: The same for validation. `batch_size` if not given.
-        seed: Of the order of the training rows, and of the rows that `mini_instruct` draws.
-        max_rows: Only so many of the training rows, from the first on. `mini_instruct` draws so many (10,000 if not given).
+        seed: Of the order of the training rows, and of the rows that an embedded task draws.
+        max_rows: Only so many of the training rows, from the first on. An embedded task draws so many (10,000 if not given).
         max_length: Tokens of a prompt and any one of its responses together.
         max_prompt_length: Tokens of a prompt. If not given, a prompt is cut only where it and its longest response exceed
             `max_length` together, and keeps at least half of that.
@@ -59,7 +57,7 @@ class GroupDataModule(LightningDataModule, ABC):
     """
 
     kind: ClassVar[Literal["sft", "preference", "ranking", "label"]]
-    """Which rows of `mini_instruct` these are."""
+    """Which rows of an embedded task these are."""
 
     def __init__(
         self,
@@ -96,8 +94,9 @@ class GroupDataModule(LightningDataModule, ABC):
         self.names = {"train": [train] if isinstance(train, str) else train, "val": [] if val is None else [val]}
         if not self.names["train"]:
             raise UserError("train names no rows.")
-        if columns is not None and {*self.names["train"], *self.names["val"]} == {EMBEDDED}:
-            raise UserError(f"columns has no effect on {EMBEDDED}: leave it out.")
+        embedded = [name for name in (*self.names["train"], *self.names["val"]) if is_embedded(name)]
+        if columns is not None and len(embedded) == len(self.names["train"]) + len(self.names["val"]):
+            raise UserError(f"columns has no effect on {embedded[0]}: leave it out.")
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.seed = seed
@@ -128,7 +127,7 @@ class GroupDataModule(LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Downloads what is on the hub, once on each machine."""
         for name in self.names["train"] + self.names["val"]:
-            if name != EMBEDDED and is_hub_name(name):
+            if not is_embedded(name) and is_hub_name(name):
                 load_from_hub(name)
 
     def setup(self, stage: str) -> None:
@@ -282,10 +281,8 @@ class GroupDataModule(LightningDataModule, ABC):
     def _read(self, split: Literal["train", "val"], counts: Counts) -> Iterator[Group]:
         limit = self.max_rows if split == "train" else None
         for name in self.names[split]:
-            if name == EMBEDDED:
-                from lit_align.data.mini_instruct import groups
-
-                read = iter(groups(self.kind, limit or EMBEDDED_ROWS[split], self.seed, split))
+            if is_embedded(name):
+                read = iter(embedded_groups(name, self.kind, limit, self.seed, split))
             else:
                 read = read_groups(name, counts, self.columns)
             for group in islice(read, limit):

@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.data.base import EMBEDDED, EMBEDDED_ROWS, GroupDataModule
+from lit_align.data.base import GroupDataModule
 from lit_align.data.counts import Counts, OnBadRow, with_progress
+from lit_align.data.embedded import embedded_prompts, is_embedded
 from lit_align.data.encoding import Encoder, Lengths, TooLong
-from lit_align.data.mini_instruct import PROMPTS
 from lit_align.data.row_reader import RowError, RowReader
 from lit_align.data.rows import read_rows
 from lit_align.data.schema import read_group
@@ -94,13 +94,13 @@ class PromptData(GroupDataModule):
 
     Args:
         train: Prompts to train on: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files or one that
-            `datasets` saved, a hub name, or `mini_instruct`, the embedded task; a split as in `name:train`, a configuration of
-            the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
+            `datasets` saved, a hub name, or an embedded task, `mini_instruct` or `mini_assistant`; a split as in `name:train`,
+            a configuration of the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Prompts to validate on.
         batch_size: Prompts in a batch, on each device.
         val_batch_size: The same for validation. `batch_size` if not given.
         seed: Of the order of the training prompts.
-        max_rows: Only so many training prompts, from the first on, duplicates not counted. The 8 prompts of `mini_instruct` are
+        max_rows: Only so many training prompts, from the first on, duplicates not counted. The prompts of an embedded task are
             repeated up to so many (10,000 if not given; 1,000 for validation).
         max_prompt_length: Tokens of a prompt. What is left of the model's positions is for the response.
         too_long: What happens to longer ones: `cut` their beginning, `drop` them, or `raise`.
@@ -161,10 +161,9 @@ class PromptData(GroupDataModule):
         seen: set[str] = set()
         read: Iterable[Group]
         for name in self.names[split]:
-            if name == EMBEDDED:
-                # Repeated on purpose: there are only 8, and each is worth many samples.
-                numbers = range(limit or EMBEDDED_ROWS[split])
-                read = (Group(PROMPTS[i % len(PROMPTS)], (), source=f"mini_instruct, row {i + 1}") for i in numbers)
+            if is_embedded(name):
+                # Repeated on purpose: there are few, and each is worth many samples.
+                read = embedded_prompts(name, limit, split)
             else:
                 read = _unseen(read_prompts(name, counts, self.columns), seen, cast("PromptCounts", counts))
             for group in islice(read, limit):

@@ -7,6 +7,7 @@ from lit_align.feedback.implicit import ImplicitReward, LogProbReward
 from lit_align.feedback.judge import Judge, RewardJudge
 from lit_align.feedback.llm_judge import Judgements, LLMJudge, LLMScore
 from lit_align.feedback.local_model import LocalModel
+from lit_align.feedback.mini_assistant import MiniAssistantGold
 from lit_align.feedback.mini_instruct import LinearProxy, MiniInstructGold
 from lit_align.feedback.reward_model import RewardModelReward
 from lit_align.feedback.sampling import sample_answers
@@ -28,6 +29,7 @@ __all__ = [
     "LinearProxy",
     "LocalModel",
     "LogProbReward",
+    "MiniAssistantGold",
     "MiniInstructGold",
     "MissingEOSPenalty",
     "Normalised",

@@ -10,7 +10,7 @@ import torch
 
 from lit_align.errors import UserError
 
-EMBEDDED = {"mini_instruct": Path(__file__).parents[1] / "data" / "mini_instruct" / "model"}
+EMBEDDED = {task: Path(__file__).parents[1] / "data" / task / "model" for task in ("mini_instruct", "mini_assistant")}
 """Models that come with the package: a configuration and a tokenizer, no weights."""
 
 
@@ -46,7 +46,7 @@ class ModelConfig:
     """A model from a folder, from the hub, or from a configuration.
 
     Args:
-        path: A folder, a hub name, or `mini_instruct`, the embedded task's tiny Llama (to be used with `init: random`).
+        path: A folder, a hub name, or `mini_instruct` or `mini_assistant`, an embedded task's tiny Llama (with `init: random`).
         init: `pretrained` loads the weights found at `path`; `random` reads only its configuration.
         overrides: Values that replace those of the model's configuration, such as `{num_hidden_layers: 4}`. With
             `init: random` any value; with `pretrained` only those that leave the shapes of the weights alone.

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import random
 from bisect import bisect_right
 from functools import cache
 from itertools import accumulate
-from typing import Literal, get_args
 
+from lit_align.data.drawn import Kind, Split, check_request, draw_k, judged_row
 from lit_align.data.mini_instruct.demonstrator import demonstrator_logps
 from lit_align.data.mini_instruct.task import PROMPTS, gold, gold_scores, responses
-from lit_align.errors import UserError
 from lit_align.groups import Group
 
-Kind = Literal["sft", "preference", "ranking", "label"]
 
-RANKED = (4, 9)
-"""Fewest and most responses of a ranking; every number between is as likely."""
-
-
-def groups(kind: Kind, rows: int, seed: int = 0, split: Literal["train", "val"] = "train") -> list[Group]:
+def groups(kind: Kind, rows: int, seed: int = 0, split: Split = "train") -> list[Group]:
     """Draw rows. Fewer rows of the same kind, seed and split are the first of more.
 
     Prompts are uniform. The responses of a row are independent draws of the demonstrator, drawn anew, all of them,
@@ -40,33 +33,20 @@ def groups(kind: Kind, rows: int, seed: int = 0, split: Literal["train", "val"] 
     Raises:
         UserError: Where an argument is none of those above.
     """
-    if kind not in get_args(Kind):
-        raise UserError(f"mini_instruct has no rows of kind {kind!r}; ask for one of {', '.join(get_args(Kind))}.")
-    if split not in ("train", "val"):
-        raise UserError(f"mini_instruct has no split {split!r}; ask for 'train' or 'val'.")
-    if rows < 1:
-        raise UserError(f"mini_instruct was asked for {rows} rows; ask for at least 1.")
+    check_request("mini_instruct", kind, rows, split)
     # Python's own generator: its stream for a string is the same in every version and on every platform
     rng = random.Random(f"mini_instruct/{kind}/{split}/{seed}")
     return [_row(kind, rng, source=f"mini_instruct {kind} {split}, row {row}") for row in range(rows)]
 
 
 def _row(kind: str, rng: random.Random, source: str) -> Group:
-    prompt = rng.randrange(len(PROMPTS))
+    number = rng.randrange(len(PROMPTS))
+    prompt = PROMPTS[number]
+    texts = _draw(rng, number, draw_k(kind, rng))
     if kind == "sft":
-        return Group(PROMPTS[prompt], tuple(_draw(rng, prompt, k=1)), source=source)
-    if kind == "label":
-        (drawn,) = _draw(rng, prompt, k=1)
-        chance = 1 / (1 + math.exp(median_gold(prompt) - gold(PROMPTS[prompt], drawn)))
-        return Group(PROMPTS[prompt], (drawn,), labels=(rng.random() < chance,), source=source)
-    k = 2 if kind == "preference" else rng.randint(*RANKED)
-    texts = _draw(rng, prompt, k)
-    noisy = {text: gold(PROMPTS[prompt], text) + _gumbel(rng) for text in texts}
-    best_first = sorted(texts, key=lambda text: -noisy[text])
-    if kind == "preference":
-        return Group(PROMPTS[prompt], tuple(best_first), scores=(1.0, 0.0), source=source)
-    scores = tuple(-float(best_first.index(text) + 1) for text in texts)
-    return Group(PROMPTS[prompt], tuple(texts), scores=scores, source=source)
+        return Group(prompt, tuple(texts), source=source)
+    middle = median_gold(number) if kind == "label" else 0.0
+    return judged_row(kind, prompt, texts, [gold(prompt, text) - middle for text in texts], rng, source)
 
 
 def _draw(rng: random.Random, prompt: int, k: int) -> list[str]:
@@ -90,9 +70,3 @@ def median_gold(prompt: int) -> float:
 def _cumulative() -> list[list[float]]:
     """Running sums of the demonstrator's probabilities, one list a prompt."""
     return [list(accumulate(row)) for row in demonstrator_logps().exp().tolist()]
-
-
-def _gumbel(rng: random.Random) -> float:
-    """A standard Gumbel variate: the difference of two is logistic, which makes comparisons Bradley-Terry."""
-    uniform = (rng.getrandbits(52) + 0.5) / 2**52  # neither 0 nor 1
-    return -math.log(-math.log(uniform))
