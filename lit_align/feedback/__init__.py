@@ -2,6 +2,8 @@
 
 from lit_align.feedback.adapter_reward import AdapterReward
 from lit_align.feedback.combine import Clipped, Normalised, WeightedSum
+from lit_align.feedback.endpoint import Endpoint
+from lit_align.feedback.endpoint_ledger import Budget
 from lit_align.feedback.functions import FormatReward, FunctionReward, LengthReward, MissingEOSPenalty
 from lit_align.feedback.implicit import ImplicitReward, LogProbReward
 from lit_align.feedback.judge import Judge, RewardJudge
@@ -17,7 +19,9 @@ from lit_align.feedback.text_model import Reading, TextModel
 __all__ = [
     "AdapterReward",
     "Answer",
+    "Budget",
     "Clipped",
+    "Endpoint",
     "FormatReward",
     "FunctionReward",
     "ImplicitReward",
