@@ -1,1 +1,8 @@
 """Callbacks for any LightningModule: named in YAML by their full path, `class_path: callbacks.<Name>`."""
+
+from callbacks.base import Evaluation
+from callbacks.kl_monitor import KLMonitor
+from callbacks.reward_eval import RewardEval
+from callbacks.win_rate import WinRate
+
+__all__ = ["Evaluation", "KLMonitor", "RewardEval", "WinRate"]

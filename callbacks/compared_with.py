@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.base import ask
+from callbacks.base import ask, quiet
 from lit_align.errors import UserError
 from lit_align.models import ModelConfig, Reference, is_adapted, load_policy
 
@@ -33,10 +33,12 @@ class ComparedWith:
             UserError: The run is resumed, and the policy it started from cannot be found again.
         """
         self._initial = None
-        if not _has_reference(module):
+        with quiet(trainer, module, seed=0):  # building a model may draw random numbers
+            if _has_reference(module):
+                return
             self._initial = self._initial_policy(trainer, module)
-            self._initial.check(self._fingerprint)
-            self._fingerprint = self._initial.fingerprint
+        self._initial.check(self._fingerprint)
+        self._fingerprint = self._initial.fingerprint
 
     def model(self, module: LightningModule) -> Any:
         """The model, on the module's device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_align.data.mini_instruct import PROMPTS
+from lit_align.data import mini_instruct
+from lit_align.data.counts import Counts
+from lit_align.data.encoding import Encoder, Lengths
 from lit_align.data.prompts import PromptCounts, read_prompts
+from lit_align.data.rows import read_groups
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, sample_answers
-from lit_align.groups import Text
+from lit_align.groups import Group, Text
 from lit_align.rollout import RolloutConfig
 from lit_align.runtime import gather_per_rank
 
 EMBEDDED = "mini_instruct"
+DRAWN_ROWS = 1_000
+"""Demonstrations of an embedded task among which each of its prompts is found."""
 
 
 class PromptSet:
@@ -32,9 +38,18 @@ class PromptSet:
         k: Responses to each prompt.
         rollout: How responses are sampled.
         max_prompt_length: Tokens of a prompt; a longer one loses its beginning.
+        with_responses: Whether the rows' own responses are wanted too; rows without a good one are then passed over.
     """
 
-    def __init__(self, name: str, n_prompts: int, k: int, rollout: RolloutConfig, max_prompt_length: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        n_prompts: int,
+        k: int,
+        rollout: RolloutConfig,
+        max_prompt_length: int,
+        with_responses: bool = False,
+    ) -> None:
         for what, value in {"n_prompts": n_prompts, "k": k, "max_prompt_length": max_prompt_length}.items():
             if value < 1:
                 raise UserError(f"{what} must be at least 1, got {value}.")
@@ -43,29 +58,63 @@ class PromptSet:
         self.k = k
         self.rollout = rollout
         self.max_prompt_length = max_prompt_length
+        self.with_responses = with_responses
 
     @cached_property
-    def texts(self) -> list[Text]:
-        """The prompts, read when they are first asked for.
+    def groups(self) -> list[Group]:
+        """The prompts, each with its best response if responses are wanted; read when they are first asked for.
 
         Raises:
             UserError: There are none, or a row has none.
         """
-        if self.name == EMBEDDED:
-            return list(PROMPTS[: self.n_prompts])
-        distinct: dict[str, Text] = {}
-        for group in read_prompts(self.name, PromptCounts("raise")):
+        distinct: dict[str, Group] = {}
+        for group in self._read():
             if len(distinct) == self.n_prompts:
                 break
-            distinct.setdefault(json.dumps(group.prompt), group.prompt)
+            distinct.setdefault(json.dumps(group.prompt), group)
         if not distinct:
-            raise UserError(f"{self.name} holds no prompts.")
+            raise UserError(f"{self.name} holds no prompts{' with a good response' if self.with_responses else ''}.")
         return list(distinct.values())
+
+    @property
+    def texts(self) -> list[Text]:
+        """The prompts."""
+        return [group.prompt for group in self.groups]
+
+    def _read(self) -> Iterator[Group]:
+        if not self.with_responses and self.name == EMBEDDED:
+            yield from (Group(prompt, ()) for prompt in mini_instruct.PROMPTS)
+        elif not self.with_responses:
+            yield from read_prompts(self.name, PromptCounts("raise"))
+        else:
+            drawn = mini_instruct.groups("sft", DRAWN_ROWS, split="val") if self.name == EMBEDDED else None
+            for group in drawn or read_groups(self.name, Counts("raise")):
+                if (best := best_response(group)) is not None:
+                    yield Group(group.prompt, (best,), source=group.source, finished=group.finished)
 
     def sample(self, trainer: Trainer, model: Any, tokenizer: Any) -> list[Answer]:
         """K answers to each of this rank's prompts: those to the first one, then those to the second, and so on."""
         mine = self.texts[trainer.global_rank :: trainer.world_size]
         return sample_answers(model, tokenizer, mine, self.k, self.rollout, self.max_prompt_length)
+
+    def row_answers(self, trainer: Trainer, tokenizer: Any) -> list[Answer]:
+        """The rows' own responses to this rank's prompts, each K times, as `sample` orders them."""
+        lengths = Lengths(self.max_prompt_length + self.rollout.max_new_tokens, self.max_prompt_length, "cut")
+        mine = self.groups[trainer.global_rank :: trainer.world_size]
+        return [
+            Answer(group.prompt, group.responses[0], tokens.prompt, tokens.responses[0], group.finished)
+            for group, tokens in Encoder(tokenizer, lengths, Counts("raise")).encode(mine)
+            for _ in range(self.k)
+        ]
+
+
+def best_response(group: Group) -> str | None:
+    """The response that a row holds for the best: by score, or the first desirable one, or the first; None if none is good."""
+    if group.scores is not None:
+        return group.responses[max(range(len(group.responses)), key=group.scores.__getitem__)]
+    if group.labels is not None:
+        return next((text for text, good in zip(group.responses, group.labels, strict=True) if good), None)
+    return group.responses[0]
 
 
 def over_ranks(values: Tensor) -> Tensor:
