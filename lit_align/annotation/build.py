@@ -41,7 +41,7 @@ def _build(specification: str, base: Any, option: str) -> tuple[Any, Any]:
     parser.add_argument(f"--{option}", type=base)
     config = parser.parse_object({option: value})
     filled = yaml.safe_load(parser.dump(config))[option]
-    return parser.instantiate_classes(config)[option], filled
+    return parser.instantiate(config)[option], filled
 
 
 def _parsed(specification: str, option: str) -> Any:

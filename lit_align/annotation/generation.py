@@ -148,13 +148,13 @@ def generate_file(sampler: Sampler, prompts: Sequence[Text], settings: Row, out:
         UserError: The file was begun with other settings, or holds more than it should.
     """
     working = working_file(out)
-    begin(out, settings, working)
-    if working != out and out.exists():
-        return len(prompts)
     if working != out and len({type(prompt) for prompt in prompts}) > 1:
         raise UserError(
             f"{out}: some prompts are text and some are chats, which one column of Parquet cannot hold. Name a .jsonl file."
         )
+    begin(out, settings, working)
+    if working != out and out.exists():
+        return len(prompts)
     records = Records(working)
     there = len(records)
     if there > len(prompts):
