@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal, cast
@@ -19,9 +20,10 @@ from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.embedded import embedded_groups, is_embedded
 from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.loader import GroupLoader, Positioned
-from lit_align.data.row_reader import RowError
-from lit_align.data.rows import is_hub_name, load_from_hub, read_groups
+from lit_align.data.rows import accepted, is_hub_name, load_from_hub, read_groups
 from lit_align.data.shared_layout import shared
+from lit_align.data.stored import refuse_unstreamable
+from lit_align.data.streamed import EncodedGroups, StreamedGroups
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
 from lit_align.groups import Group, GroupBatch, TokenGroup
@@ -52,6 +54,8 @@ class GroupDataModule(LightningDataModule, ABC):
             responses behind it and other groups in the same row, for models with ordinary attention (`sdpa` or `eager`).
         tokens_per_row: Width of the shared layout's rows, or the longest group if that is more. The wider, the less padding,
             and the more attention is computed between groups only to be masked. `max_length` if not given.
+        streaming: Whether rows stay on disk, and are encoded only when a batch needs them. Every row is then read once before
+            training and 20 bytes of each are kept, where otherwise the token ids of all of them are.
         num_workers: Processes that put batches together.
         tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
     """
@@ -74,6 +78,7 @@ class GroupDataModule(LightningDataModule, ABC):
         columns: dict[str, str] | None = None,
         layout: Literal["padded", "shared"] = "padded",
         tokens_per_row: int | None = None,
+        streaming: bool = False,
         num_workers: int = 0,
         tokenizer: str | None = None,
     ) -> None:
@@ -97,6 +102,16 @@ class GroupDataModule(LightningDataModule, ABC):
         embedded = [name for name in (*self.names["train"], *self.names["val"]) if is_embedded(name)]
         if columns is not None and len(embedded) == len(self.names["train"]) + len(self.names["val"]):
             raise UserError(f"columns has no effect on {embedded[0]}: leave it out.")
+        if streaming and embedded:
+            raise UserError(
+                f"{embedded[0]} is drawn in memory, so streaming has no effect on it: leave out one of the two."
+            )
+        if streaming and too_long == "drop":
+            raise UserError(
+                "How long a streamed row is shows only when a batch needs it, too late to drop it: set too_long to cut or "
+                "raise, or leave streaming out."
+            )
+        self.streaming = streaming
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.seed = seed
@@ -109,7 +124,7 @@ class GroupDataModule(LightningDataModule, ABC):
         )
         self.num_workers = num_workers
         self.tokenizer = tokenizer
-        self._encoded: dict[str, TokenGroups] = {}
+        self._encoded: dict[str, EncodedGroups] = {}
         self._encoder_tokenizer: PreTrainedTokenizerBase | None = None
         self._own_tokenizer: PreTrainedTokenizerBase | None = None
         self._rows: GroupLoader[Any] | None = None
@@ -182,7 +197,7 @@ class GroupDataModule(LightningDataModule, ABC):
         """Where training stands on every rank, and in which data. Every rank has to call."""
         if self._rows is None or self._positioned is None:
             return self._restored
-        return {"data": self._identity(self._rows), "positions": gather_per_rank(self._positioned.position())}
+        return {"data": self._rows.identity(), "positions": gather_per_rank(self._positioned.position())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there, now or as soon as there is a loader.
@@ -196,7 +211,7 @@ class GroupDataModule(LightningDataModule, ABC):
 
     def _restore(self, rows: GroupLoader[Any], positioned: Positioned) -> None:
         state, self._restored = self._restored, {}
-        then, now = state["data"], self._identity(rows)
+        then, now = state["data"], rows.identity()
         changed = [f"{what} ({then[what]} then, {now[what]} now)" for what in now if then[what] != now[what]]
         if changed:
             raise UserError(
@@ -212,17 +227,6 @@ class GroupDataModule(LightningDataModule, ABC):
         # Lightning looks for a state in the loader itself and would warn that it cannot go on from the middle of an epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         positioned.set_position(positions[rank if len(positions) == world else 0])
-
-    def _identity(self, loader: GroupLoader[Any]) -> dict[str, Any]:
-        """What a position refers to; the names are read by people."""
-        rows = loader.groups.fingerprint
-        return {
-            "number of rows": rows.rows,
-            "hash of the rows' text": rows.text,
-            "hash of the rows as encoded by tokenizer, template and lengths": rows.tokens,
-            "data.seed": self.seed,
-            "prompts in a batch over all ranks": loader.batch_size * loader.world,
-        }
 
     def _make_loader(self, split: str, batch_size: int, shuffle: bool) -> GroupLoader[Any]:
         if split not in self._encoded:
@@ -268,15 +272,39 @@ class GroupDataModule(LightningDataModule, ABC):
             self._own_tokenizer = load_tokenizer(ModelConfig(path=self.tokenizer, init="random"))
         return self._own_tokenizer
 
-    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
+    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> EncodedGroups:
         counts = Counts(self.on_bad_row)
-        groups = self._accepted(self._read(split, counts), counts)
-        encoded = TokenGroups(with_progress(Encoder(tokenizer, self.lengths, counts).encode(groups), split))
+        encoded: EncodedGroups
+        if self.streaming:
+            encoded = self._stream(split, counts, tokenizer)
+        else:
+            groups = accepted(self._read(split, counts), self.accept, counts)
+            encoded = TokenGroups(
+                with_progress(Encoder(tokenizer, self.lengths, counts).encode(groups), split, "encoded")
+            )
         names = ", ".join(self.names[split])
         if not len(encoded):
             raise UserError(f"data.{split}: no row of {names} can be used: {counts}")
         rank_zero_info(f"data.{split}: {names}: {counts}")
+        if isinstance(encoded, StreamedGroups):
+            rank_zero_info(f"data.{split}: streamed; a sample of them: {encoded.sample}")
         return encoded
+
+    def _stream(
+        self, split: Literal["train", "val"], counts: Counts, tokenizer: PreTrainedTokenizerBase
+    ) -> StreamedGroups:
+        refuse_unstreamable(self.names[split])
+        # Without its Trainer and rows, so that it can be sent to worker processes.
+        alone = copy.copy(self)
+        alone.trainer, alone._encoded, alone._rows, alone._positioned = None, {}, None, None
+        return StreamedGroups(
+            with_progress(accepted(self._read(split, counts), self.accept, counts), split, "indexed"),
+            counts,
+            accept=alone.accept,
+            columns=self.columns,
+            tokenizer=tokenizer,
+            lengths=self.lengths,
+        )
 
     def _read(self, split: Literal["train", "val"], counts: Counts) -> Iterator[Group]:
         limit = self.max_rows if split == "train" else None
@@ -288,15 +316,3 @@ class GroupDataModule(LightningDataModule, ABC):
             for group in islice(read, limit):
                 yield group
                 limit = None if limit is None else limit - 1
-
-    def _accepted(self, groups: Iterable[Group], counts: Counts) -> Iterator[Group]:
-        for group in groups:
-            try:
-                accepted = self.accept(group)
-            except RowError as error:
-                counts.bad_row(error)
-                continue
-            if accepted is None:
-                counts.ties += 1
-            else:
-                yield accepted

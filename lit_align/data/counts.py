@@ -45,7 +45,9 @@ class Counts:
             self.reasons.append(str(error))
 
     def __str__(self) -> str:
-        parts = [f"{self.groups:,} prompts with {self.responses:,} responses, {self.tokens:,} tokens"]
+        # Streamed rows are counted before they are encoded.
+        tokens = f", {self.tokens:,} tokens" if self.tokens else ""
+        parts = [f"{self.groups:,} prompts with {self.responses:,} responses{tokens}"]
         for count, what in (
             (self.bad, "bad rows skipped"),
             (self.ties, "without a preference dropped"),
@@ -58,11 +60,11 @@ class Counts:
         return "; ".join(parts) + "".join(f"\n  skipped: {reason}" for reason in self.reasons)
 
 
-def with_progress(rows: Iterable[T], split: str) -> Iterator[T]:
-    """The rows, with a line in the log now and then where there are many."""
+def with_progress(rows: Iterable[T], split: str, done: str) -> Iterator[T]:
+    """The rows, with a line in the log now and then where there are many, which says what is done with them."""
     last = time.monotonic()
     for number, row in enumerate(rows):
         if time.monotonic() - last > PROGRESS_SECONDS:
             last = time.monotonic()
-            rank_zero_info(f"data.{split}: {number:,} rows encoded so far")
+            rank_zero_info(f"data.{split}: {number:,} rows {done} so far")
         yield row

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from lit_align.data.row_reader import Cell, RowError
 from lit_align.errors import UserError
 
-Rows = Iterator[tuple[str, object]]
+
+class Source(str):
+    """Where a row came from, as messages say it: "rows.jsonl, row 12".
+
+    Args:
+        name: The file, or the data set that `datasets` reads.
+        number: Of the row in it, from 1: a line of JSONL, an item elsewhere.
+        place: By which the row is found again: in `.jsonl` and `.csv` the byte at which it begins, elsewhere the number of rows
+            before it.
+    """
+
+    __slots__ = ("name", "number", "place")
+
+    name: str
+    number: int
+    place: int
+
+    def __new__(cls, name: str, number: int, place: int) -> Source:
+        """The text and its parts."""
+        source = super().__new__(cls, f"{name}, row {number}")
+        source.name, source.number, source.place = name, number, place
+        return source
+
+    def __getnewargs__(self) -> tuple[str, int, int]:  # type: ignore[override]  # those of str are one text
+        """What a copy is made of."""
+        return self.name, self.number, self.place
+
+
+Rows = Iterator[tuple[Source, object]]
 """Pairs of source and row; a row is a `RowError` where it cannot even be parsed."""
 
 
@@ -64,12 +94,59 @@ def _split(file: Path) -> str | None:
     return begins if begins in SPLITS else None
 
 
+def csv_records(file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file from where it stands, each with the byte at which it begins; empty lines are none.
+
+    Raises:
+        csv.Error: It is no valid CSV.
+        UnicodeDecodeError: It is not in UTF-8.
+    """
+    csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, which a long dialogue exceeds
+    lines = _CsvLines(file)
+    records = csv.reader(lines, strict=True)
+    while True:
+        place = lines.place
+        if (cells := next(records, None)) is None:
+            return
+        if cells:
+            yield place, cells
+
+
+def csv_row(header: Sequence[str], cells: Sequence[str], source: str) -> dict[str, Cell | None] | RowError:
+    """A record as a row."""
+    if len(cells) != len(header):
+        found = f"{len(header)} cells, as many as the first line names, found {len(cells)}"
+        return RowError(f"{source}: expected {found}.")
+    return {name: Cell(cell) if cell else None for name, cell in zip(header, cells, strict=True)}
+
+
+class _CsvLines(Iterator[str]):
+    """Lines as csv takes them, and the byte at which the next one begins: a quoted cell may span several.
+
+    Text files, which decode in blocks, cannot say where a line begins.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.place = file.tell()
+        # Lines of bytes end with \n alone, those of CSV with \r too.
+        self._lines = (piece for line in file for piece in line.splitlines(keepends=True))
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        # Spreadsheets begin a file with a byte-order mark, which would become part of the first column's name.
+        text = (line if self.place else line.removeprefix(codecs.BOM_UTF8)).decode()
+        self.place += len(line)
+        return text
+
+
 def _jsonl(path: Path) -> Rows:
+    place = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            source = Source(str(path), number, place)
+            place += len(line)
             if not line.strip():
                 continue
-            source = f"{path}, row {number}"
             try:
                 yield source, json.loads(line)
             except ValueError as error:
@@ -83,26 +160,20 @@ def _json(path: Path) -> Rows:
         raise UserError(f"{path}: no valid JSON: {error}. A file with one object a line must end in .jsonl.") from error
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of rows.")
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
+    for place, row in enumerate(rows):
+        yield Source(str(path), place + 1, place), row
 
 
 def _csv(path: Path) -> Rows:
-    csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, which a long dialogue exceeds
     try:
-        # Spreadsheets begin a file with a byte-order mark, which would become part of the first column's name.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            records = csv.reader(file, strict=True)
-            header = next(records, [])
+        with path.open("rb") as file:
+            records = csv_records(file)
+            _, header = next(records, (0, []))
             if len(set(header)) < len(header):
                 raise UserError(f"{path}: two columns have the same name: {', '.join(header)}.")
-            for number, cells in enumerate((record for record in records if record), start=1):
-                source = f"{path}, row {number}"
-                if len(cells) != len(header):
-                    found = f"{len(header)} cells, as many as the first line names, found {len(cells)}"
-                    yield source, RowError(f"{source}: expected {found}.")
-                else:
-                    yield source, {name: Cell(cell) if cell else None for name, cell in zip(header, cells, strict=True)}
+            for number, (place, cells) in enumerate(records, start=1):
+                source = Source(str(path), number, place)
+                yield source, csv_row(header, cells, source)
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no valid CSV in UTF-8: {error}.") from error
 
@@ -115,12 +186,12 @@ def _parquet(path: Path) -> Rows:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: no valid Parquet: {error}") from error
-    number = 0
+    place = 0
     with file:
         for batch in file.iter_batches(1000):
             for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
+                yield Source(str(path), place + 1, place), row
+                place += 1
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

@@ -8,9 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from lit_align.data.token_groups import TokenGroups
+from lit_align.data.streamed import EncodedGroups
+from lit_align.errors import UserError
 from lit_align.groups import TokenGroup
 
 
@@ -31,6 +32,28 @@ class Positioned(Protocol):
 
 
 BatchT = TypeVar("BatchT", bound=Batch)
+
+
+class _Batches(Dataset[BatchT | UserError]):
+    """Batches by the rows in them.
+
+    A row that cannot be encoded, as streamed ones may turn out, is an item too: raised in a worker process, its one sentence
+    would arrive within the traceback of that process.
+    """
+
+    def __init__(self, groups: EncodedGroups, collate: Callable[[list[TokenGroup]], BatchT]) -> None:
+        self.groups = groups
+        self.collate = collate
+
+    def __getitem__(self, rows: list[int]) -> BatchT | UserError:
+        try:
+            return self.collate(self.groups.fetch(rows))
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: BatchT) -> BatchT:
+    return batch
 
 
 class GroupLoader(Generic[BatchT]):
@@ -61,7 +84,7 @@ class GroupLoader(Generic[BatchT]):
 
     def __init__(
         self,
-        groups: TokenGroups,
+        groups: EncodedGroups,
         batch_size: int,
         collate: Callable[[list[TokenGroup]], BatchT],
         *,
@@ -92,18 +115,32 @@ class GroupLoader(Generic[BatchT]):
         # A generator, so nothing happens before the first batch is asked for: Lightning calls iter() more often than that.
         first = self._served if self.shuffle else 0
         batches = DataLoader(
-            self.groups,
-            batch_sampler=self._batches(first),
-            collate_fn=self.collate,
+            _Batches(self.groups, self.collate),
+            batch_size=None,
+            sampler=self._batches(first),
+            collate_fn=_as_it_is,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             # Else DataLoader would draw its workers' seeds from the global generator, which the run's results depend on.
             generator=torch.Generator().manual_seed(self.seed),
         )
         for number, batch in enumerate(batches, start=first):
+            if isinstance(batch, UserError):
+                raise batch
             batch.is_filler = self._share(number)[1] == 0
             self._served = number + 1
             yield batch
+
+    def identity(self) -> dict[str, Any]:
+        """What a position refers to; the names are read by people."""
+        rows = self.groups.fingerprint
+        return {
+            "number of rows": rows.rows,
+            "hash of the rows' text": rows.text,
+            "hash of the rows as encoded by tokenizer, template and lengths": rows.tokens,
+            "data.seed": self.seed,
+            "prompts in a batch over all ranks": self.batch_size * self.world,
+        }
 
     def position(self) -> dict[str, int]:
         """The batch that comes next, the same on every rank: `epoch`s and `batch`es of the current one that are past."""

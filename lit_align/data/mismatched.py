@@ -7,14 +7,14 @@ into batches and ranks nor on the last batch of an epoch being large enough, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_align.data.token_groups import TokenGroups
+from lit_align.data.streamed import EncodedGroups
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch, TokenGroup
 
@@ -41,8 +41,8 @@ class LabelBatch(GroupBatch):
 class CollateMismatched:
     """Makes a `LabelBatch` of rows of one data set.
 
-    A mismatched pair is no longer than the longest row of the data: a longer one loses the beginning of its prompt, as
-    encoding cuts it.
+    A mismatched pair is no longer than the longest row of the data, or than `max_length` where rows are streamed and their
+    lengths not known: a longer one loses the beginning of its prompt, as encoding cuts it.
 
     Args:
         groups: The data set.
@@ -52,19 +52,24 @@ class CollateMismatched:
         UserError: All rows have the same prompt.
     """
 
-    def __init__(self, groups: TokenGroups, collate: Callable[[list[TokenGroup]], GroupBatch]) -> None:
+    def __init__(self, groups: EncodedGroups, collate: Callable[[list[TokenGroup]], GroupBatch]) -> None:
         self.groups = groups
         self.collate = collate
-        self.partners, self.longest = _partners(groups[row] for row in range(len(groups)))
+        self.partners = _partners(groups.prompt_keys)
+        self.longest = groups.longest
 
     def __call__(self, groups: list[TokenGroup]) -> LabelBatch:
         """The rows as a batch, with their mismatched pairs."""
-        mismatched = self.collate([self.mismatch(group) for group in groups])
-        return LabelBatch(mismatched, **vars(self.collate(groups)))
+        partners = self.groups.fetch([int(self.partners[group.row]) for group in groups])
+        mismatched = [self._behind(partner.prompt, group) for partner, group in zip(partners, groups, strict=True)]
+        return LabelBatch(self.collate(mismatched), **vars(self.collate(groups)))
 
     def mismatch(self, group: TokenGroup) -> TokenGroup:
         """The responses of a row behind the prompt of its partner."""
-        prompt = self.groups[int(self.partners[group.row])].prompt
+        return self._behind(self.groups[int(self.partners[group.row])].prompt, group)
+
+    def _behind(self, prompt: Sequence[int], group: TokenGroup) -> TokenGroup:
+        """The responses of a row behind another prompt."""
         room = self.longest - max(map(len, group.responses))
         if len(prompt) > room:
             # A token that begins both prompts is BOS, which models attend to from everywhere.
@@ -73,28 +78,26 @@ class CollateMismatched:
         return group._replace(prompt=prompt)
 
 
-def _partners(groups: Iterable[TokenGroup]) -> tuple[NDArray[np.int64], int]:
-    """For each row the one whose prompt its responses meet, and the tokens of the longest row.
+def _partners(prompts: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """For each row the one whose prompt its responses meet.
 
     In a random order, always the same, it is the next row that has another prompt: data are often sorted by topic, and
     neighbours would be mismatched in name only.
+
+    Args:
+        prompts: For each row a number that stands for its prompt, `(rows,)`.
     """
-    prompts, longest = [], 0
-    for group in groups:
-        prompts.append(hash(tuple(group.prompt)))
-        longest = max(longest, len(group.prompt) + max(map(len, group.responses)))
-    if len(set(prompts)) == 1:
+    if (prompts == prompts[0]).all():
         raise UserError(
             "All labelled rows have the same prompt. KTO compares responses with how they fit other prompts, so it needs rows "
             "of at least two."
         )
     order = np.random.default_rng(0).permutation(len(prompts))
-    partners = np.empty(len(prompts), dtype=np.int64)
-    other = order[0]
-    pairs = list(zip(order[::-1], np.roll(order, -1)[::-1], strict=True))
     # Twice round, because the last row's partner is among the first.
-    for here, after in pairs + pairs:
-        if prompts[here] != prompts[after]:
-            other = after
-        partners[here] = other
-    return partners, longest
+    around = np.concatenate([order, order])
+    changes = np.append(prompts[around[:-1]] != prompts[around[1:]], True)
+    places = np.where(changes, np.arange(1, len(around) + 1), len(around))
+    next_other = np.minimum.accumulate(places[::-1])[::-1]
+    partners = np.empty(len(prompts), dtype=np.int64)
+    partners[order] = around[next_other[: len(order)]]
+    return partners

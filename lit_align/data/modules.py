@@ -12,7 +12,7 @@ from lit_align.data.base import GroupDataModule
 from lit_align.data.mismatched import CollateMismatched
 from lit_align.data.row_reader import RowError
 from lit_align.data.spans import unchanged_spans
-from lit_align.data.token_groups import TokenGroups
+from lit_align.data.streamed import EncodedGroups
 from lit_align.errors import UserError
 from lit_align.groups import Group, TokenGroup
 
@@ -53,7 +53,7 @@ class SFTData(GroupDataModule):
             )
         return group
 
-    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
+    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> EncodedGroups:
         self._edits = 0
         encoded = super()._encode(split, tokenizer)
         if split == "train" and self.unchanged_weight != 1 and not self._edits:

@@ -18,7 +18,7 @@ from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.embedded import embedded_prompts, is_embedded
 from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.row_reader import RowError, RowReader
-from lit_align.data.rows import read_rows
+from lit_align.data.rows import accepted, read_rows
 from lit_align.data.schema import read_group
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
@@ -147,8 +147,8 @@ class PromptData(GroupDataModule):
 
     def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
         counts = PromptCounts(self.on_bad_row)
-        groups = self._accepted(self._read(split, counts), counts)
-        pairs = list(with_progress(PromptEncoder(tokenizer, self.lengths, counts).encode(groups), split))
+        groups = accepted(self._read(split, counts), self.accept, counts)
+        pairs = list(with_progress(PromptEncoder(tokenizer, self.lengths, counts).encode(groups), split, "encoded"))
         names = ", ".join(self.names[split])
         if not pairs:
             raise UserError(f"data.{split}: no prompt of {names} can be used: {counts}")

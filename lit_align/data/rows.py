@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_align.data.counts import Counts
-from lit_align.data.files import READERS, Rows, listing, read_file, shards
+from lit_align.data.files import READERS, Rows, Source, listing, read_file, shards
 from lit_align.data.row_reader import RowError
 from lit_align.data.schema import read_group
 from lit_align.errors import UserError
@@ -40,6 +40,20 @@ def read_groups(name: str, counts: Counts, columns: Mapping[str, str] | None = N
             counts.bad_row(error)
         else:
             yield group
+
+
+def accepted(groups: Iterable[Group], accept: Callable[[Group], Group | None], counts: Counts) -> Iterator[Group]:
+    """The groups as `accept` has them; those that tie, of which it makes None, are counted, and so are bad rows."""
+    for group in groups:
+        try:
+            taken = accept(group)
+        except RowError as error:
+            counts.bad_row(error)
+            continue
+        if taken is None:
+            counts.ties += 1
+        else:
+            yield taken
 
 
 def is_hub_name(name: str) -> bool:
@@ -81,27 +95,45 @@ def read_rows(name: str) -> Rows:
     Raises:
         UserError: There is no such file or data set, or it cannot be read at all.
     """
-    path = Path(name)
-    if path.is_file():
-        yield from read_file(path)
-        return
-    folder, configuration, split = (name, None, None) if path.is_dir() else parse_name(name)
+    files = files_of(name)
+    for file in files:
+        yield from read_file(file)
+    if not files:
+        for place, row in enumerate(table_of(name)):
+            yield Source(name, place + 1, place), row
+
+
+def files_of(name: str) -> list[Path]:
+    """The files that a name stands for, in order; none where it is a data set that `datasets` reads.
+
+    Raises:
+        UserError: It is a folder that holds no data set, several, or none of that split.
+    """
+    if Path(name).is_file():
+        return [Path(name)]
+    path, configuration, split = (name, None, None) if Path(name).is_dir() else parse_name(name)
+    folder = Path(path)
+    if not folder.is_dir():
+        return []
+    if configuration is not None:
+        raise UserError(f"{path!r} is a folder, and only data sets of the hub have configurations: leave out the @.")
+    if any((folder / mark).exists() for mark in ("state.json", "dataset_dict.json")):
+        return []
+    return shards(folder, split)
+
+
+def table_of(name: str) -> Any:
+    """A folder that `datasets` saved, or a data set of the hub, by its name.
+
+    Raises:
+        UserError: There is none, it cannot be read, or it has several splits and the name says none.
+    """
+    folder, _, split = (name, None, None) if Path(name).is_dir() else parse_name(name)
     if Path(folder).is_dir():
-        if configuration is not None:
-            raise UserError(
-                f"{folder!r} is a folder, and only data sets of the hub have configurations: leave out the @."
-            )
-        if not any((Path(folder) / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-            for file in shards(Path(folder), split):
-                yield from read_file(file)
-            return
-        rows = _saved_folder(name, folder, split)
-    elif is_hub_name(name):
-        rows = load_from_hub(name)
-    else:
-        raise UserError(f"There is no file {name!r}{_nearest(path)}.")
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}, row {number}", row
+        return _saved_folder(name, folder, split)
+    if is_hub_name(name):
+        return load_from_hub(name)
+    raise UserError(f"There is no file {name!r}{_nearest(Path(name))}.")
 
 
 def parse_name(name: str) -> tuple[str, str | None, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -64,17 +65,17 @@ class TokenGroups(Dataset[TokenGroup]):
             source = group.source.encode()
             sources += source
             source_lengths.append(len(source))
-            text.update(repr(replace(group, source="")).encode())
+            text.update(said(group))
         self._ids = np.array(ids, dtype=np.int32)
-        self._id_offsets = _offsets(lengths)
-        self._response_offsets = _offsets(sizes)
+        self._id_offsets = offsets_of(lengths)
+        self._response_offsets = offsets_of(sizes)
         self._scores = _for_all(np.array(scores, dtype=np.float64), self.n_responses, "scores")
         self._labels = _for_all(np.array(labels, dtype=np.bool_), self.n_responses, "labels")
         self._margins = np.array(margins, dtype=np.float64)
         weights.extend(repeat(1.0, len(ids) - len(weights) if weights else 0))
         self._weights = np.array(weights, dtype=np.float32) if weights else None
         self._sources = bytes(sources)
-        self._source_offsets = _offsets(source_lengths)
+        self._source_offsets = offsets_of(source_lengths)
         self._text = text.hexdigest()
 
     def __len__(self) -> int:
@@ -103,6 +104,10 @@ class TokenGroups(Dataset[TokenGroup]):
             weights,
         )
 
+    def fetch(self, rows: Sequence[int]) -> list[TokenGroup]:
+        """Several rows."""
+        return [self[row] for row in rows]
+
     @property
     def response_offsets(self) -> NDArray[np.int64]:
         """Number of responses before each row, and at the end the number of all, `(rows + 1,)`."""
@@ -113,10 +118,30 @@ class TokenGroups(Dataset[TokenGroup]):
         """Whether any row weighs its tokens."""
         return self._weights is not None
 
+    @property
+    def prompt_keys(self) -> NDArray[np.uint32]:
+        """A number for the tokens of each row's prompt, the same where they are the same, `(rows,)`."""
+        begins, ends = self._id_offsets[self._prompts], self._id_offsets[self._prompts + 1]
+        return np.array(
+            [zlib.crc32(self._ids[a:b].tobytes()) for a, b in zip(begins, ends, strict=True)], dtype=np.uint32
+        )
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a prompt and one of its responses have together; every row has a response."""
+        lengths = np.diff(self._id_offsets)
+        of_responses = np.maximum.reduceat(np.delete(lengths, self._prompts), self._response_offsets[:-1])
+        return int((lengths[self._prompts] + of_responses).max())
+
     def source(self, row: int) -> str:
         """Where a row came from: "rows.jsonl, row 12"."""
         first, last = self._source_offsets[row : row + 2]
         return self._sources[first:last].decode()
+
+    @property
+    def _prompts(self) -> NDArray[np.int64]:
+        """Which of the sequences in `_ids` are prompts: each group before has one besides its responses."""
+        return self._response_offsets[:-1] + np.arange(len(self))
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -128,7 +153,12 @@ class TokenGroups(Dataset[TokenGroup]):
         return Fingerprint(len(self), self._text, tokens.hexdigest())
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+def said(group: Group) -> bytes:
+    """What a row says, without where it stands, as `Fingerprint.text` hashes it."""
+    return repr(replace(group, source="")).encode()
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.uint32]) -> NDArray[np.int64]:
     """Where each of the pieces begins, and where the last one ends."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
 

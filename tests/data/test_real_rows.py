@@ -81,3 +81,34 @@ def test_every_row_is_served_with_its_whole_response(
         assert (batch.labels is None) == (kind is not LabelData)
         seen += batch.rows.tolist()
     assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (PreferenceData, "dpo_en_demo.json"),
+        (LabelData, "kto_en_demo.json"),
+        (SFTData, "alpaca_en_demo.json"),
+        (SFTData, "c4_demo.jsonl"),
+    ],
+)
+def test_streamed_rows_are_those_in_memory(
+    kind: type[GroupDataModule], name: str, shared_data: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    text = (shared_data / name).read_text()
+    file.write_text(text if name.endswith("l") else "".join(json.dumps(row) + "\n" for row in json.loads(text)))
+    loaders = []
+    for streaming in (False, True):
+        data = kind(str(file), batch_size=50, tokenizer=tokenizer, streaming=streaming)
+        data.setup("fit")
+        loaders.append(data.rows_loader())
+    assert loaders[0].groups.fingerprint.text == loaders[1].groups.fingerprint.text
+    for one, other in zip(*loaders, strict=True):
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.response_index, other.response_index)
+        assert torch.equal(one.model_inputs["input_ids"], other.model_inputs["input_ids"])
+        if kind is LabelData:
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.mismatched.targets, other.mismatched.targets)
