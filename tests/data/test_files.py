@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_align.data.counts import Counts
+from lit_align.data.files import Source
 from lit_align.data.row_reader import RowError
 from lit_align.data.rows import read_groups
 from lit_align.errors import UserError
@@ -91,3 +93,20 @@ def test_splits_of_a_folder_are_never_mixed(tmp_path: Path) -> None:
     assert [group.responses[0] for group in _groups(f"{folder}:test")] == names[2:]
     with pytest.raises(UserError, match="no file whose name begins with 'val' ending in"):
         _groups(f"{folder}:val")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_lines_may_end_as_any_system_ends_them(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "rows.csv"
+    lines = ["\ufeffprompt,completion", "é,c", "", f'q,"two{end}lines"', "r,d"]
+    path.write_bytes(end.join(lines).encode())
+    groups = _groups(str(path))
+    assert [(group.prompt, group.responses[0]) for group in groups] == [("é", "c"), ("q", f"two{end}lines"), ("r", "d")]
+    assert [group.source for group in groups] == [f"{path}, row {number}" for number in (1, 2, 3)]
+
+
+def test_a_source_is_a_text_that_knows_its_parts() -> None:
+    source = Source("rows.jsonl", 12, 340)
+    for same in (source, copy.deepcopy(source)):
+        assert same == "rows.jsonl, row 12"
+        assert (same.name, same.number, same.place) == ("rows.jsonl", 12, 340)
