@@ -41,6 +41,8 @@ def test_config_takes_two_steps(config, quickstart_models, tmp_path, monkeypatch
     for argument, path in paths_in(given["model"]["init_args"], "model"):
         if path.startswith("runs/"):
             changed.append(f"--{argument}={quickstart_models / Path(path).parent.name}")
+    if "prompts_per_round" in given["model"]["init_args"]:
+        changed += ["--model.prompts_per_round=[16,16,16]", "--data.batch_size=16"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit-align", "fit", "--config", str(config), *changed])
     assert main() == 0

@@ -228,15 +228,25 @@ METHODS = {
     "ppo": "ppo_gold",
     "grpo": "grpo",
     "online_dpo": "online_dpo",
+    "spa": "spa",
 }
 PAGES = {"grpo": "ppo", "online_dpo": "online-dpo"}
+MORE = {
+    "spa": [
+        "--model.prompts_per_round=[4,4,4]",
+        "--data.batch_size=4",
+        "--model.seed.epochs=1",
+        "--model.seed.data.max_rows=8",
+    ]
+}
+"""Stages so short that the second of two steps is in a round."""
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_metric_that_a_method_logs_is_explained(shell: Shell, name: str) -> None:
     run = f"runs/metrics/{name}"
     config = f"configs/quickstart/{METHODS[name]}.yaml"
-    assert shell.run(made_small(["fit", "--config", config, "--run", run])) == 0
+    assert shell.run(made_small(["fit", "--config", config, "--run", run, *MORE.get(name, [])])) == 0
     page = "".join((DOCS / "methods" / f"{page}.md").read_text() for page in (PAGES.get(name, name), "index"))
     explained = set(re.findall(r"^\| (.+?) \|", page, re.MULTILINE))
     names = set(chain.from_iterable(re.findall(r"`([^`]+)`", cell) for cell in explained))

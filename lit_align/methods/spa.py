@@ -58,9 +58,9 @@ class SPA(AlignmentModule):
     nothing: a departure from the released code, where the first one wins. A round is written to
     `<run>/rounds/round_<i>.rank<r>.jsonl`, and what it made of the policy to `<run>/rounds/round_<i>`.
 
-    Metrics of a round, over its samples: `tied` (share of prompts whose answers tie), `identical` (whose answers are the same),
-    `judge/confidence` (probability of the preferred answer, mean over pairs), with `gold` `gold/agreement` (share of labels
-    that gold agrees with, its ties as a half) and `gold/mean`, `kl/k1` and `kl/k3` (KL of a response to the SFT model, nats),
+    Metrics of a round, over its samples: `ties` (share of prompts whose answers tie), `identical` (whose answers are the same),
+    `judge/confidence` (mean of |2p - 1|, 0 where all tie), with `gold` `gold/agreement` (share of labels that gold
+    agrees with, its ties as a half) and `gold/mean`, `kl/k1` and `kl/k3` (KL of a response to the SFT model, nats),
     `response_length/mean`, `eos_rate`, `time/rollout`, `time/judge` (seconds). Of each optimiser step those of `DPO`, `round`,
     and with `refinement` `alpha`, `noisy` (share of pairs at or under the threshold), `flipped` (share whose m_g is negative),
     `threshold`.
@@ -288,8 +288,8 @@ class SPA(AlignmentModule):
         """What is averaged over the answers of a round."""
         has_label = verdict != 0.5
         watched = {
-            "tied": ~has_label,
-            "judge/confidence": torch.maximum(verdict, 1 - verdict)[has_label],
+            "ties": ~has_label,
+            "judge/confidence": (2 * verdict - 1).abs(),
             "response_length/mean": torch.tensor([len(answer.response_ids) for answer in answers]),
             "eos_rate": torch.tensor([answer.finished for answer in answers]),
         }

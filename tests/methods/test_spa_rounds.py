@@ -219,7 +219,7 @@ def test_ties_teach_nothing(start, tmp_path):
     module = build(start, seed=None, judge=Undecided(), prompts_per_round=[32], optimizer=torch.optim.Adam)
     trace = fit(module, tmp_path, gradient_clip_val=1.0)
     assert all(map(torch.equal, module.policy.parameters(), weights(start)))
-    assert trace.steps[-1]["train/tied"] == 1
+    assert trace.steps[-1]["train/ties"] == 1
     assert {row["winner"] for row in rows(tmp_path, 1)} == {None}
 
 
@@ -234,7 +234,7 @@ def test_identical_answers_tie_whatever_the_judge_says(start, tmp_path):
         start, seed=None, judge=FirstWins(), prompts_per_round=[32], rollout=greedy, optimizer=torch.optim.Adam
     )
     trace = fit(module, tmp_path)
-    assert trace.steps[-1]["train/identical"] == trace.steps[-1]["train/tied"] == 1
+    assert trace.steps[-1]["train/identical"] == trace.steps[-1]["train/ties"] == 1
     assert all(map(torch.equal, module.policy.parameters(), weights(start)))
 
 
@@ -267,7 +267,7 @@ def test_what_is_logged_of_noise(start, tmp_path):
     better = [(row["gold"][row["winner"]] - row["gold"][1 - row["winner"]]) for row in labelled]
     agreement = sum(1.0 if x > 0 else 0.5 if x == 0 else 0.0 for x in better) / len(labelled)
     assert steps[-1]["train/gold/agreement"] == pytest.approx(agreement, abs=1e-6)
-    assert steps[-1]["train/tied"] == pytest.approx(1 - len(labelled) / 32, abs=1e-6)
+    assert steps[-1]["train/ties"] == pytest.approx(1 - len(labelled) / 32, abs=1e-6)
 
 
 @pytest.mark.parametrize("threshold", ["global", pytest.param("released", marks=pytest.mark.slow)])
