@@ -21,7 +21,7 @@ def data(
 
     Args:
         rows: A .jsonl, .json, .csv or .parquet file, a folder of them or one that `datasets` saved, or a hub name.
-        tokenizer: Folder or hub name, or mini_instruct. Without one, lengths are in characters and nothing can be said of cuts.
+        tokenizer: Folder, hub name or embedded task. Without one, lengths are in characters and nothing can be said of cuts.
         max_length: Tokens of a prompt and any one of its responses together, as in a DataModule. 1024 if not given.
         max_prompt_length: Tokens of a prompt, as in a DataModule.
         columns: Names for rows whose columns go by others, as in a DataModule.
@@ -31,13 +31,14 @@ def data(
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
+    from lit_align.data.embedded import is_embedded
     from lit_align.data.encoding import Lengths
     from lit_align.data.overview import survey
     from lit_align.data.overview_show import print_cuts, print_group, print_lengths, print_rows
     from lit_align.models import ModelConfig, load_tokenizer
 
-    if rows == "mini_instruct":
-        raise UserError("mini_instruct is drawn when training starts, and no file: there is nothing to look into.")
+    if is_embedded(rows):
+        raise UserError(f"{rows} is drawn when training starts, and no file: there is nothing to look into.")
     if tokenizer is None and (max_length is not None or max_prompt_length is not None):
         raise UserError("max_length and max_prompt_length count tokens: name a --tokenizer, or leave them out.")
     disable_progress_bar()

@@ -47,6 +47,14 @@ class Run:
         return train in ("mini_instruct", ["mini_instruct"])
 
     @property
+    def trains_on_mini_assistant(self) -> bool:
+        """True where its training rows, or some of them, are the second embedded task's."""
+        train = self._arguments("data").get("train")
+        return any(
+            str(name).partition(":")[0] == "mini_assistant" for name in (train if isinstance(train, list) else [train])
+        )
+
+    @property
     def starts_from(self) -> str | None:
         """The path of the pretrained model that it was told to train."""
         policy = self._arguments("model").get("policy")

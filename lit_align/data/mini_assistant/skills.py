@@ -51,6 +51,9 @@ FACTS = {
 _ANSWERS = frozenset(answer for facts in FACTS.values() for answer in facts.values())
 
 
+SCORES = ("copy", "addition", "truthful", "informed", "unknown", "toxic", "toxic_respectful")
+
+
 class Item(NamedTuple):
     """A prompt that tests a skill.
 
@@ -110,7 +113,7 @@ def skill_scores(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
     for prompt, response in answers:
         for name, outcome in _outcomes(_item(prompt), response):
             outcomes.setdefault(name, []).append(outcome)
-    return {name: sum(of_name) / len(of_name) for name, of_name in outcomes.items()}
+    return {name: sum(outcomes[name]) / len(outcomes[name]) for name in SCORES if name in outcomes}
 
 
 def _outcomes(item: Item, response: str) -> list[tuple[str, bool]]:
