@@ -56,6 +56,10 @@ class Outcome(NamedTuple):
     scores: list[dict[int, float]] | None
 
 
+HOW_ASKED = ("batch_size", "budget", "cache", "concurrency", "requests_per_minute", "retries", "timeout")
+"""Arguments of judges and rewards that change no verdict: who ran into a limit raises it and goes on."""
+
+
 def verdicts_file(out: Path) -> Path:
     """Where each verdict stands as soon as it is given."""
     return out.with_name(f"{out.name}.verdicts.jsonl")
@@ -115,11 +119,18 @@ def _settings(rows: Sequence[Candidates], source: Row, request: Request, raters:
     texts = [[row.answers[0].prompt, [answer.response for answer in row.answers], row.scores] for row in rows]
     return {
         "responses": {**source, "number": len(rows), "hash": digest(texts)},
-        "judges": [made_of for _, made_of in raters.judges],
-        "reward": None if raters.reward is None else raters.reward[1],
-        "ensemble": [made_of for _, made_of in raters.ensemble],
+        "judges": [_what(made_of) for _, made_of in raters.judges],
+        "reward": None if raters.reward is None else _what(raters.reward[1]),
+        "ensemble": [_what(made_of) for _, made_of in raters.ensemble],
         **asked,
     }
+
+
+def _what(made_of: Any) -> Any:
+    """What a judge was built from, without what decides only how it is asked."""
+    if not isinstance(made_of, dict):
+        return made_of
+    return {name: _what(value) for name, value in made_of.items() if name not in HOW_ASKED}
 
 
 def _selected(

@@ -98,7 +98,7 @@ def read_texts(name: str, columns: dict[str, str] | None, max_rows: int | None) 
     """
     counts = PromptCounts("raise")
     data = PromptData(name, max_rows=max_rows, columns=columns)
-    texts = [group.prompt for group in data._read("train", counts)]
+    texts = [group.prompt for group in data.read(counts)]
     if not texts:
         raise UserError(f"{name} has no prompts.")
     return texts

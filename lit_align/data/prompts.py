@@ -145,6 +145,14 @@ class PromptData(GroupDataModule):
         """The row's prompt, without responses."""
         return Group(group.prompt, (), source=group.source)
 
+    def read(self, counts: PromptCounts) -> Iterator[Group]:
+        """The training prompts in the order of their rows, neither encoded nor cut, for who samples without a Trainer.
+
+        Raises:
+            UserError: There are no such rows, or a bad one among them.
+        """
+        return self._read("train", counts)
+
     def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> TokenGroups:
         counts = PromptCounts(self.on_bad_row)
         groups = accepted(self._read(split, counts), self.accept, counts)

@@ -43,7 +43,7 @@ def asked(texts):
 class Paid(Judge):
     """Gold, and what it was asked."""
 
-    def __init__(self, lean: float = 0.0) -> None:
+    def __init__(self, lean: float = 0.0, budget: float = 1.0) -> None:
         self.lean = lean
 
     def __call__(self, first, second):
@@ -169,7 +169,7 @@ def test_several_judges_are_compared_and_their_mean_is_the_label(folder: Path, c
     shown = capsys.readouterr().out
     assert "Judges 1 and 2 agree on" in shown
     said = json.loads((folder / "out.jsonl.report.json").read_text())
-    assert said["judges"][1]["judge"] == {"class_path": "paid.Paid", "init_args": {"lean": 2.0}}
+    assert said["judges"][1]["judge"] == {"class_path": "paid.Paid", "init_args": {"lean": 2.0, "budget": 1.0}}
     assert said["judges"][0]["position"] is None
     # Of two answers within 2 of each other in gold the one shown first is preferred, whichever it is.
     given = rows_of(folder / "responses.jsonl")
@@ -202,6 +202,9 @@ def test_what_was_judged_is_not_judged_again_and_the_file_is_the_same(folder: Pa
     judged = sum(len(json.loads(line)["pairs"]) for line in lines[:5])
     assert asked(folder) == once[judged:]
     assert (folder / "out.jsonl").read_bytes() == whole
+    richer = "{class_path: paid.Paid, init_args: {budget: 2}}"
+    annotate("responses.jsonl", folder / "out.jsonl", [richer], pairs="all")
+    assert asked(folder) == once[judged:]
     with pytest.raises(UserError, match="begun with other settings: judges"):
         annotate(
             "responses.jsonl",
