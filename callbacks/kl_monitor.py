@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks.base import Evaluation, ask
 from callbacks.compared_with import ComparedWith
 from callbacks.estimates import over_prompts
-from callbacks.prompts import EMBEDDED, PromptSet, over_ranks
+from callbacks.prompts import PromptSet, over_ranks
 from callbacks.tables import log_table
 from callbacks.token_kl import ESTIMATORS, token_kls
 from lit_align.data import padded
@@ -41,7 +41,7 @@ class KLMonitor(Evaluation):
     each position adds; a sum over positions is the whole.
 
     Args:
-        prompts: Prompts that are not trained on, as `PromptData.train` names them.
+        prompts: Prompts that are not trained on, as `PromptData.val` names them.
         rollout: How responses are sampled. The KL is that of policy and reference at its temperature.
         every_n_steps: Optimiser steps between two measurements.
         n_prompts: How many of the prompts, from the first on.
@@ -78,7 +78,7 @@ class KLMonitor(Evaluation):
                 "KLMonitor: a policy cut by top_k or top_p has infinite KL to any reference that is cut elsewhere. Leave both "
                 "out of rollout.sampling; a temperature is fine."
             )
-        if exact and (prompts != EMBEDDED or rollout.sampling != Sampling()):
+        if exact and (prompts != "mini_instruct" or rollout.sampling != Sampling()):
             raise UserError("KLMonitor: exact needs prompts: mini_instruct and temperature 1; leave it out.")
         if warn_at is not None and stop_at is not None and warn_at >= stop_at:
             raise UserError(f"KLMonitor: warn_at ({warn_at}) has no effect unless it is below stop_at ({stop_at}).")

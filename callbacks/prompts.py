@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_align.data import mini_instruct
 from lit_align.data.counts import Counts
+from lit_align.data.embedded import embedded_groups, embedded_prompts, is_embedded
 from lit_align.data.encoding import Encoder, Lengths
 from lit_align.data.prompts import PromptCounts, read_prompts
 from lit_align.data.rows import read_groups
@@ -22,10 +22,6 @@ from lit_align.groups import Group, Text
 from lit_align.rollout import RolloutConfig
 from lit_align.runtime import gather_per_rank
 
-EMBEDDED = "mini_instruct"
-DRAWN_ROWS = 1_000
-"""Demonstrations of an embedded task among which each of its prompts is found."""
-
 
 class PromptSet:
     """X prompts with K samples each, the same prompts at every measurement.
@@ -33,7 +29,7 @@ class PromptSet:
     Rank r of R has the prompts r, r + R, r + 2R, ...; where there are fewer prompts than ranks, some have none.
 
     Args:
-        name: Where the prompts are read: as `PromptData.train`. They should be prompts that are not trained on.
+        name: Where the prompts are read: as `PromptData.val`. They should be prompts that are not trained on.
         n_prompts: The first so many, repeated ones not counted.
         k: Responses to each prompt.
         rollout: How responses are sampled.
@@ -82,15 +78,15 @@ class PromptSet:
         return [group.prompt for group in self.groups]
 
     def _read(self) -> Iterator[Group]:
-        if not self.with_responses and self.name == EMBEDDED:
-            yield from (Group(prompt, ()) for prompt in mini_instruct.PROMPTS)
-        elif not self.with_responses:
-            yield from read_prompts(self.name, PromptCounts("raise"))
-        else:
-            drawn = mini_instruct.groups("sft", DRAWN_ROWS, split="val") if self.name == EMBEDDED else None
-            for group in drawn or read_groups(self.name, Counts("raise")):
-                if (best := best_response(group)) is not None:
-                    yield Group(group.prompt, (best,), source=group.source, finished=group.finished)
+        embedded = is_embedded(self.name)
+        if not self.with_responses:
+            counts = PromptCounts("raise")
+            yield from embedded_prompts(self.name, None, "val") if embedded else read_prompts(self.name, counts)
+            return
+        drawn = embedded_groups(self.name, "sft", None, 0, "val") if embedded else None
+        for group in drawn or read_groups(self.name, Counts("raise")):
+            if (best := best_response(group)) is not None:
+                yield Group(group.prompt, (best,), source=group.source, finished=group.finished)
 
     def sample(self, trainer: Trainer, model: Any, tokenizer: Any) -> list[Answer]:
         """K answers to each of this rank's prompts: those to the first one, then those to the second, and so on."""

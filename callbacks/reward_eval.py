@@ -19,7 +19,7 @@ class RewardEval(Evaluation):
     of each component of the source, `eval/reward/<component>`.
 
     Args:
-        prompts: Prompts that are not trained on, as `PromptData.train` names them.
+        prompts: Prompts that are not trained on, as `PromptData.val` names them.
         reward: What scores responses.
         rollout: How responses are sampled.
         every_n_steps: Optimiser steps between two measurements.

@@ -34,7 +34,7 @@ class WinRate(Evaluation):
     the policy's answers are longer by.
 
     Args:
-        prompts: Prompts that are not trained on, as `PromptData.train` names them.
+        prompts: Prompts that are not trained on, as `PromptData.val` names them.
         judge: What compares two answers.
         rollout: How responses are sampled, also from the baseline.
         every_n_steps: Optimiser steps between two measurements.

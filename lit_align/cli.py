@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -21,11 +21,19 @@ from lit_align.cli_errors import ShortErrors, original
 from lit_align.errors import UserError
 from lit_align.methods import AlignmentModule
 from lit_align.runtime import default_callbacks
+from lit_align.runtime.config_change import refuse_changes
+from lit_align.runtime.failures import remedy
 from lit_align.runtime.loggers import RunCSVLogger
 from lit_align.runtime.run_folder import RunFolder, fill_from_run, find_checkpoint
 
-SECRET = re.compile(r"(api_?key|password|secret|(access|auth|hf)_?token)$", re.IGNORECASE)
-OF_ONE_CALL = ("config", "ckpt_path", "overwrite", "weights_only")
+SECRET = re.compile(
+    r"(api_?key|(access|private|secret)_?key|passw(or)?d|secret|credentials?|authorization|(access|auth|hf|bearer)_?token)$",
+    re.IGNORECASE,
+)
+KEY_LIKE = re.compile(r"\b(sk-|hf_|gh[pousr]_|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}|\bBearer\s+\S{8,}")
+"""Values that are keys of well-known services, wherever they stand."""
+
+OF_ONE_CALL = ("config", "ckpt_path", "overwrite", "accept_changes", "weights_only")
 """What a command was called with that is no part of the run's config."""
 
 
@@ -49,13 +57,19 @@ class AlignmentCLI(LightningCLI):
     """
 
     def __init__(self) -> None:
-        super().__init__(
-            save_config_callback=SaveRun,
-            seed_everything_default=42,
-            parser_class=Parser,
-            parser_kwargs={"prog": "lit-align", "allow_abbrev": False},
-            auto_configure_optimizers=False,
-        )
+        try:
+            super().__init__(
+                save_config_callback=SaveRun,
+                seed_everything_default=42,
+                parser_class=Parser,
+                parser_kwargs={"prog": "lit-align", "allow_abbrev": False},
+                auto_configure_optimizers=False,
+            )
+        except (torch.OutOfMemoryError, MemoryError, OSError, RuntimeError) as error:
+            known = remedy(error)
+            if known is None:
+                raise
+            raise UserError(known) from error
 
     @property
     def run_folder(self) -> RunFolder | None:
@@ -73,6 +87,12 @@ class AlignmentCLI(LightningCLI):
         parser.add_argument("--run", type=Path | None, default=None, help="The run's folder: runs/<group>/<name>.")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="fit only: replace the run that the folder holds."
+        )
+        parser.add_argument(
+            "--accept_changes",
+            type=bool,
+            default=False,
+            help="fit only, with --ckpt_path: go on with settings that differ from those the run was started with.",
         )
         parser.add_argument(
             "--threads",
@@ -94,10 +114,13 @@ class AlignmentCLI(LightningCLI):
             raise UserError("`--overwrite` replaces a run, and nothing is written here: leave it out.")
         if overwrite and ckpt_path is not None:
             raise UserError("`--overwrite` removes the run that `--ckpt_path` would continue: give one of them.")
+        if config.get("accept_changes") and (ckpt_path is None or not self.writes_run):
+            raise UserError("`--accept_changes` is for a run that goes on from `--ckpt_path`: leave it out.")
         self.save_config_callback = None
         if run is not None and self.writes_run:
             if ckpt_path is None and not overwrite:
                 rank_zero_only(run.check_free)()
+            rank_zero_only(run.check_writable)()
             self.save_config_callback = SaveRun
             self.save_config_kwargs = {"as_given": config.clone(), "run": run}
         self.config[command] = fill_from_run(config, command)
@@ -132,18 +155,33 @@ class AlignmentCLI(LightningCLI):
         """Removes the run that this one replaces, now that nothing can be mistyped any more.
 
         Raises:
-            UserError: There is no data.
+            UserError: There is no data, or the settings are not those of the run that is continued.
         """
         if isinstance(self.model, AlignmentModule) and self.datamodule is None:
             name = type(self.model).__name__
             raise UserError(f"{name} needs rows: add `data:` with a class_path such as PreferenceData, or `--data`.")
         if self._get(self.config, "overwrite") and self.run_folder is not None:
             rank_zero_only(self.run_folder.clear)()
+        ckpt_path = self._get(self.config, "ckpt_path")
+        if ckpt_path is not None and not self._get(self.config, "accept_changes"):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, SaveRun):
+                    callback.refuse_changes(Path(ckpt_path))
 
     def after_fit(self) -> None:
-        """Says where the run is, and what to do next."""
+        """Says where the run is, and what to do next.
+
+        Raises:
+            UserError: The last checkpoint could not be saved.
+        """
         if self.run_folder is not None and self.writes_run and self.trainer.is_global_zero:
             path = self.run_folder.path
+            failure = getattr(self.trainer.strategy.checkpoint_io, "failure", None)
+            if failure is not None:
+                raise UserError(
+                    f"The run is through, and its model is in {self.run_folder.model}, but its last checkpoint is missing: "
+                    f"{failure}. Without it the run cannot be continued from its end."
+                )
             print(f"The run is in {path}. See it beside its group: lit-align compare {path.parent}")  # noqa: T201
 
     def _write_nothing(self, trainer: Namespace) -> None:
@@ -178,14 +216,23 @@ class SaveRun(SaveConfigCallback):
         self.as_given = as_given
         self.run = run
 
+    def refuse_changes(self, checkpoint: Path) -> None:
+        """Compares the config with that of the run, where it goes on from a checkpoint of its own.
+
+        Raises:
+            UserError: Something differs that changes what is computed.
+        """
+        if self.run.config.exists() and self.run.checkpoints.absolute() in checkpoint.absolute().parents:
+            then = yaml.safe_load(self.run.config.read_text(encoding="utf-8"))
+            refuse_changes(then, saved_form(self.parser, self.as_given))
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml`; called on rank 0 only."""
-        dumped = self.parser.dump(self.as_given, skip_none=False, format="yaml")
-        config = without_secrets(
-            {key: value for key, value in yaml.safe_load(dumped).items() if key not in OF_ONE_CALL}
-        )
+        config = saved_form(self.parser, self.as_given)
         self.run.path.mkdir(parents=True, exist_ok=True)
-        self.run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        beside = self.run.config.with_suffix(".yaml.partial")
+        beside.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        beside.replace(self.run.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
 
@@ -200,6 +247,12 @@ class SaveRun(SaveConfigCallback):
         export = getattr(pl_module, "export", None)
         if callable(export):
             export(self.run.model)
+
+
+def saved_form(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A command's config as `config.yaml` has it: without secrets, and without what belongs to one call alone."""
+    dumped = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
+    return dict(without_secrets({key: value for key, value in dumped.items() if key not in OF_ONE_CALL}))
 
 
 def build_module(config: Path) -> Any:
@@ -220,9 +273,11 @@ def build_module(config: Path) -> Any:
 
 
 def without_secrets(config: Any) -> Any:
-    """A config with asterisks where a key or password stands."""
+    """A config with asterisks where a key or password stands, by the name of its setting or by its own form."""
     if isinstance(config, dict):
         return {
             key: "***" if value and SECRET.search(str(key)) else without_secrets(value) for key, value in config.items()
         }
+    if isinstance(config, str):
+        return KEY_LIKE.sub("***", config)
     return [without_secrets(value) for value in config] if isinstance(config, list) else config

@@ -216,7 +216,7 @@ MINI = ["--model.policy.path", "mini_instruct", "--model.policy.init", "random"]
         (["--ckpt_path", "gone.ckpt"], "There is no checkpoint gone.ckpt."),
         (
             ["--ckpt_path", "last"],
-            "There is no runs/g/a/checkpoints/last.ckpt; runs/g/a/checkpoints holds no checkpoint.",
+            "There is no runs/g/a/checkpoints/last.ckpt; runs/g/a/checkpoints holds no whole checkpoint.",
         ),
         (
             ["--ckpt_path", "last", "--overwrite", "true"],

@@ -44,7 +44,8 @@ class Endpoint(TextModel):
             tokens for the server. `text` reads which label the answer names, all or nothing, for servers without logprobs.
         top_logprobs: How many of the likeliest tokens the server lists; a label that is not among them counts as impossible.
             20 is as many as most servers allow, some allow 5.
-        cache: The file that answers are kept in. Runs and processes may share one.
+        cache: The file that answers are kept in. Runs and processes of one machine may share one; SQLite cannot share a file
+            between machines, so on several nodes name one on a disk of each node.
         timeout: Seconds that a reply may take.
         retries: How often a request is sent again.
         concurrency: Requests under way at once.

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import Any
 
 from lit_align.errors import UserError
@@ -69,17 +70,26 @@ class Asking:
         if not missing:
             return known
         with ThreadPoolExecutor(concurrency) as pool:
-            futures = {pool.submit(self._reply, key, bodies[key], bounds[key]): key for key in missing}
+            futures = {pool.submit(self._answer, key, bodies[key], bounds[key]): key for key in missing}
             try:
                 for future in with_progress(as_completed(futures), len(missing), f"Answers from {self.server.url}"):
-                    known[futures[future]] = future.result()
+                    with suppress(StoppedError):  # what has stopped it comes up too
+                        known[futures[future]] = future.result()
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return known
 
-    def _reply(self, key: str, body: bytes, bound: Usage) -> Any:
+    def _answer(self, key: str, body: bytes, bound: Usage) -> Any:
+        try:
+            return self._try_often(key, body, bound)
+        except Exception:
+            # Here and not where it comes up: by then this thread would have sent the next request.
+            self._stop.set()
+            raise
+
+    def _try_often(self, key: str, body: bytes, bound: Usage) -> Any:
         for attempt in range(self.retries + 1):
             try:
                 return self._try(key, body, bound)

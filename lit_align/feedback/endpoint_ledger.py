@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +78,7 @@ class Budget:
 
 
 class Ledger:
-    """Answers and expenses in one SQLite file, which several processes and the threads of each may use.
+    """Answers and expenses in one SQLite file, which several processes of a machine and the threads of each may use.
 
     A request's upper bound is written down before it is sent, and what it really used together with its answer, in one
     transaction, before the answer goes anywhere. So a process that is killed has lost no answer, and what it had under way
@@ -105,6 +105,11 @@ class Ledger:
             raise UserError(
                 f"The cache {file!r} cannot be opened: {error}. Name a file that can be written."
             ) from error
+        # A commit then does not wait for the disk, and is safe from a kill, if not from a power cut. Where another process
+        # holds the file just now, that one does it for both; what is really wrong comes up below.
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA journal_mode = WAL")
         try:
             with self._transaction():
                 for table in TABLES:

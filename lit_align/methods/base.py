@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from functools import partial
@@ -34,6 +35,7 @@ from lit_align.models import (
     response_logps,
 )
 from lit_align.runtime import default_callbacks
+from lit_align.runtime.bad_batch import StepRecord
 
 
 class StepOutput(NamedTuple):
@@ -82,6 +84,7 @@ class AlignmentModule(LightningModule, ABC):
         self._reference_config: ReferenceConfig = FrozenReference()
         self._reference_cache: ReferenceCache | None = None
         self._window: dict[str, Tensor] = {}
+        self._record = StepRecord()
         self._val_metrics = nn.ModuleDict()
 
     @abstractmethod
@@ -192,6 +195,7 @@ class AlignmentModule(LightningModule, ABC):
         """The batch's summed loss, in the form that leaves the division to `on_before_optimizer_step`."""
         self._check_weights(batch)
         output = self.step(batch)
+        self._record.note(batch, output.losses)
         counts = 0.0 if batch.is_filler else 1.0
         for name, values in {"loss": output.losses, **output.metrics}.items():
             total = torch.stack([values.detach().float().sum(), values.new_tensor(len(values), dtype=torch.float)])
@@ -200,12 +204,18 @@ class AlignmentModule(LightningModule, ABC):
         return output.losses.sum() * counts * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divides the window's summed gradients by its global count, and logs its means."""
+        """Divides the window's summed gradients by its global count, and logs its means.
+
+        Raises:
+            UserError: The loss is not finite; every rank raises it.
+        """
         names = list(self._window)
         totals = self.trainer.strategy.reduce(torch.stack([self._window[name] for name in names]), reduce_op="sum")
         assert isinstance(totals, Tensor)
         self._window = {}
-        count = float(totals[names.index("loss"), 1])
+        loss, count = totals[names.index("loss")].tolist()
+        if not math.isfinite(loss):
+            self._record.refuse(self, f"The loss of step {self.trainer.global_step} is {loss}")
         if count > 0:
             # DDP and FSDP average over ranks, and this undoes it.
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -226,13 +236,23 @@ class AlignmentModule(LightningModule, ABC):
 
         By norm it calls torch directly: Lightning 2.6 refuses fused optimisers under mixed precision there, though bf16 has
         no scaler to unscale.
+
+        Raises:
+            UserError: The norm is not finite; every rank raises it. With a scaler (16-mixed) that is nothing unusual: it
+                leaves the step out and scales less.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val is not None and gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         limit = gradient_clip_val if gradient_clip_val and gradient_clip_algorithm != "value" else float("inf")
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.log("train/grad_norm", norm)
+        # The device was waited for a moment ago, for the count, so that this wait is for the norm alone.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not math.isfinite(float(norm)):
+            what = f"The gradients of step {self.trainer.global_step} have the norm {float(norm)}, though its loss is finite"
+            self._record.refuse(self, what)
+        self._record.forget()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the batch's losses and metrics, averaged over every row of every rank."""
@@ -287,5 +307,5 @@ class AlignmentModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """What every run needs whether or not it is asked for: exact resume."""
+        """What every run needs whether or not it is asked for: exact resume, and an end that loses nothing."""
         return default_callbacks()

@@ -114,8 +114,8 @@ class SPA(AlignmentModule):
         self.keep_rounds = keep_rounds
         self.collate = partial(padded, pad_id=self.tokenizer.pad_token_id)
         self._refuse()
-        self._round = 0
-        self._round_metrics: dict[str, float] = {}
+        self.round = 0
+        self.round_metrics: dict[str, float] = {}
         self._margins: list[Tensor] = []
         self._seen: list[Tensor] = []
         self._stages: Stages | None = None
@@ -224,8 +224,8 @@ class SPA(AlignmentModule):
             "kl/k1": self._sums(everything, k1(of_samples, sft_of_samples)),
             "kl/k3": self._sums(everything, k3(of_samples, sft_of_samples)),
         }
-        self._round_metrics = moments_over_ranks(self, watched, prompts.is_filler).means
-        self._round_metrics |= {"time/rollout": sampled - began, "time/judge": time.perf_counter() - sampled}
+        self.round_metrics = moments_over_ranks(self, watched, prompts.is_filler).means
+        self.round_metrics |= {"time/rollout": sampled - began, "time/judge": time.perf_counter() - sampled}
         self._write(first, second, verdict.tolist(), gold)
         scores = verdict.double().tolist()
         judged = [group._replace(scores=[p, 1 - p]) for group, p in zip(groups, scores, strict=True)]
@@ -233,13 +233,13 @@ class SPA(AlignmentModule):
 
     def _end_stage(self) -> None:
         """Keeps what the stage that is over made of the policy. Every rank has to call."""
-        made = self._round > 0 or self.seed is not None
+        made = self.round > 0 or self.seed is not None
         if self.keep_rounds and made and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.export(round_folder(self.trainer, self._round))
+            self.export(round_folder(self.trainer, self.round))
 
     def _begin_round(self) -> None:
         """Makes the policy as it is the reference of a new round, whose optimiser knows nothing of what came before."""
-        self._round += 1
+        self.round += 1
         MovingReference(every="round").move(self.previous, self.policy)
         for optimizer in self.trainer.optimizers:
             optimizer.state.clear()
@@ -305,9 +305,9 @@ class SPA(AlignmentModule):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         scores = None if gold is None else gold.T.flatten().tolist()
-        write_round(self.trainer, self._round, first, second, verdict, scores)
+        write_round(self.trainer, self.round, first, second, verdict, scores)
         log_samples(self.trainer, [
-            {"prompt": a.prompt, "response": a.response, "other": b.response, "probability": p, "round": self._round}
+            {"prompt": a.prompt, "response": a.response, "other": b.response, "probability": p, "round": self.round}
             for a, b, p in zip(first[:8], second[:8], verdict, strict=False)
         ])  # fmt: skip
 
@@ -324,9 +324,9 @@ class SPA(AlignmentModule):
             reference = groups.weighted_sums(token_logps(previous, ref_hidden, groups.targets, PLAIN))
         pairs = paired(groups, groups.weighted_sums(logps), reference)
         metrics = pair_metrics(self.loss, pairs)
-        if self.refinement is None or self._round == 0:
+        if self.refinement is None or self.round == 0:
             return StepOutput(self.loss(pairs), metrics)
-        extrapolation = self.refinement.lambdas[self._round - 1]
+        extrapolation = self.refinement.lambdas[self.round - 1]
         if extrapolation == 0:
             extrapolated = logps.detach()
         else:
@@ -341,7 +341,7 @@ class SPA(AlignmentModule):
         """The alpha of this optimiser step."""
         assert self.refinement is not None
         assert self._stages is not None
-        begin, end = self._stages.begin(self._round), self._stages.begin(self._round + 1)
+        begin, end = self._stages.begin(self.round), self._stages.begin(self.round + 1)
         return self.refinement.alpha_at(self.trainer.global_step - begin, end - begin)
 
     def _take_in(self, margins: Tensor, groups: GroupBatch) -> None:
@@ -371,8 +371,8 @@ class SPA(AlignmentModule):
 
     def on_step_metrics(self, means: dict[str, float]) -> None:
         """Logs what the round in use was, and how its labels are smoothed."""
-        watched = {"round": float(self._round), **self._round_metrics}
-        if self.refinement is not None and self._round > 0:
+        watched = {"round": float(self.round), **self.round_metrics}
+        if self.refinement is not None and self.round > 0:
             watched |= {"alpha": self._alpha(), "threshold": self.refinement.threshold(self._seen)}
         for name, value in watched.items():
             self.log(f"train/{name}", value, prog_bar=name in self.prog_bar)
@@ -400,8 +400,8 @@ class SPA(AlignmentModule):
         """Adds the round, what is logged of it, and the margins that each rank's threshold is made of."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["spa"] = {
-            "round": self._round,
-            "round_metrics": self._round_metrics,
+            "round": self.round,
+            "round_metrics": self.round_metrics,
             "margins": gather_per_rank(self._seen),
         }
 
@@ -409,7 +409,7 @@ class SPA(AlignmentModule):
         """Takes them back."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["spa"]
-        self._round, self._round_metrics = state["round"], dict(state["round_metrics"])
+        self.round, self.round_metrics = state["round"], dict(state["round_metrics"])
         # With another number of ranks the DataModule refuses to go on.
         self._seen = list(state["margins"][self.global_rank % len(state["margins"])])
 

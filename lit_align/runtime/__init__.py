@@ -2,13 +2,14 @@
 
 from lightning.pytorch import Callback
 
+from lit_align.runtime.orderly_end import OrderlyEnd, Stopped
 from lit_align.runtime.resume import RandomState, gather_per_rank
 from lit_align.runtime.samples import log_samples
 
 
 def default_callbacks() -> list[Callback]:
     """The callbacks that every run gets."""
-    return [RandomState()]
+    return [RandomState(), OrderlyEnd()]
 
 
-__all__ = ["RandomState", "default_callbacks", "gather_per_rank", "log_samples"]
+__all__ = ["OrderlyEnd", "RandomState", "Stopped", "default_callbacks", "gather_per_rank", "log_samples"]

@@ -6,6 +6,7 @@ import csv
 import netrc
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -57,6 +58,7 @@ class MetricsFile:
         log_dir.mkdir(parents=True, exist_ok=True)
         self.file = log_dir / "metrics.csv"
         self.metrics: list[dict[str, Any]] = []
+        self._is_behind = False
         self.columns: list[str] = []
         if self.file.exists():
             whole_lines, end, _ = self.file.read_bytes().rpartition(b"\n")
@@ -73,14 +75,36 @@ class MetricsFile:
         """Does nothing; see `RunCSVLogger`."""
 
     def save(self) -> None:
-        """Appends the kept rows; where they bring new columns, the file is written anew."""
+        """Appends the kept rows; where they bring new columns, the file is written anew.
+
+        Where the disk is full they are kept until it is not.
+        """
+        if not self.metrics:
+            return
+        try:
+            self._write_columns()
+            self._append()
+            self._is_behind = False
+        except OSError as error:
+            if not self._is_behind:
+                reason = error.strerror or error
+                warnings.warn(f"{self.file} cannot be written: {reason}. Its rows wait until it can be.", stacklevel=2)
+            self._is_behind = True
+
+    def _write_columns(self) -> None:
         columns = sorted({*self.columns, *(name for row in self.metrics for name in row)})
         if columns != self.columns:
-            old_rows = self._rows()
+            self._replace(self._rows(), columns)
             self.columns = columns
-            self._replace(old_rows)
-        with self.file.open("a", newline="") as lines:
-            csv.DictWriter(lines, columns).writerows(self.metrics)
+
+    def _append(self) -> None:
+        size = self.file.stat().st_size
+        try:
+            with self.file.open("a", newline="") as lines:
+                csv.DictWriter(lines, self.columns).writerows(self.metrics)
+        except OSError:
+            os.truncate(self.file, size)
+            raise
         self.metrics = []
 
     def drop_from(self, step: int) -> None:
@@ -88,7 +112,7 @@ class MetricsFile:
         rows = self._rows()
         kept = [row for row in rows if int(row["step"]) < step]
         if len(kept) < len(rows):
-            self._replace(kept)
+            self._replace(kept, self.columns)
 
     def _rows(self) -> list[dict[str, Any]]:
         if not self.file.exists():
@@ -96,10 +120,10 @@ class MetricsFile:
         with self.file.open(newline="") as lines:
             return [row for row in csv.DictReader(lines) if (row.get("step") or "").isdigit()]
 
-    def _replace(self, rows: list[dict[str, Any]]) -> None:
+    def _replace(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
         beside = self.file.with_suffix(".csv.tmp")
         with beside.open("w", newline="") as lines:
-            writer = csv.DictWriter(lines, self.columns, extrasaction="ignore")
+            writer = csv.DictWriter(lines, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
         beside.replace(self.file)
@@ -109,7 +133,7 @@ class RunWandbLogger(WandbLogger):
     """Weights & Biases for one run folder: its files lie in `<run>/wandb/`, and a continued run goes on in the same curve.
 
     Without a key (WANDB_API_KEY, or `wandb login`) it stays offline and quiet, and `wandb sync` uploads the run later.
-    When W&B fails, the run goes on without it.
+    When W&B cannot be reached the run goes on offline; when it fails altogether, without it.
 
     Args:
         save_dir: The run folder.
@@ -132,13 +156,28 @@ class RunWandbLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run; one that records nothing where none could be started, and on other ranks."""
+        """The W&B run; one that is offline, or records nothing, where none could be started, and on other ranks."""
         try:
             return super().experiment
         except (wandb.Error, OSError) as error:
+            if self._wandb_init.get("mode") != "offline" and not self._offline:
+                warnings.warn(
+                    f"Weights & Biases cannot be reached, so this run goes on offline; `wandb sync` uploads it later: {error}",
+                    stacklevel=2,
+                )
+                self._wandb_init["mode"] = "offline"
+                return self.experiment
             warnings.warn(f"This run goes on without Weights & Biases: {error}", stacklevel=2)
             self._experiment = wandb.init(mode="disabled")
             return self._experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs a row; what W&B then fails with ends the logging and not the run."""
+        try:
+            super().log_metrics(metrics, step)
+        except (wandb.Error, OSError) as error:
+            warnings.warn(f"This run goes on without Weights & Biases: {error}", stacklevel=2)
+            self._experiment = wandb.init(mode="disabled")
 
 
 def wandb_key_is_set() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lit_align.errors import UserError
+from lit_align.runtime.bad_batch import FILE as BAD_BATCH
+from lit_align.runtime.checkpoints import newest_whole, refuse_faulty
 
 LIGHTNINGS_OWN = {"last", "best", "hpc", "registry"}
 """Words that Lightning's `ckpt_path` gives a meaning to. `last` gets ours: the last of this run."""
@@ -62,9 +65,22 @@ class RunFolder:
                 "or name another folder with `--run`."
             )
 
+    def check_writable(self) -> None:
+        """Tries to write where the folder is or will be, before anything is computed that could then not be saved.
+
+        Raises:
+            UserError: It cannot be written to.
+        """
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(b"0")
+        except OSError as error:
+            raise UserError(f"The run folder {self.path} cannot be written: {there}: {error.strerror}.") from error
+
     def clear(self) -> None:
         """Removes what a run has written here, and nothing else."""
-        for name in ("config.yaml", "metrics.csv", "samples.jsonl"):
+        for name in ("config.yaml", "metrics.csv", "samples.jsonl", BAD_BATCH):
             (self.path / name).unlink(missing_ok=True)
         for name in ("checkpoints", "model", "rounds", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -74,19 +90,27 @@ def find_checkpoint(ckpt_path: str, run: RunFolder | None) -> str:
     """The checkpoint that `--ckpt_path` means: `last` of the run, or a file or folder.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is not whole.
     """
     if ckpt_path == "last" and run is not None:
         file = run.checkpoints / "last.ckpt"
         if not file.exists():
-            others = ", ".join(sorted(str(other) for other in run.checkpoints.glob("*.ckpt")))
-            there = f"there are {others}" if others else f"{run.checkpoints} holds no checkpoint"
+            newest = newest_whole(run.checkpoints)
+            there = (
+                f"the newest whole checkpoint is {newest}: go on from there with `--ckpt_path {newest}`"
+                if newest
+                else f"{run.checkpoints} holds no whole checkpoint"
+            )
             raise UserError(
                 f"There is no {file}; {there}. `save_last: true` of ModelCheckpoint writes it during training."
             )
+        refuse_faulty(file)
         return str(file)
-    if ckpt_path.partition(":")[0] not in LIGHTNINGS_OWN and "://" not in ckpt_path and not Path(ckpt_path).exists():
+    if ckpt_path.partition(":")[0] in LIGHTNINGS_OWN or "://" in ckpt_path:
+        return ckpt_path
+    if not Path(ckpt_path).exists():
         raise UserError(f"There is no checkpoint {ckpt_path}.")
+    refuse_faulty(Path(ckpt_path))
     return ckpt_path
 
 

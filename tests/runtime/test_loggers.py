@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,53 @@ def test_where_wandb_fails_the_run_goes_on(nobody: Path, tmp_path: Path, monkeyp
         logger.log_metrics({"train/loss": 1.0}, step=0)
     logger.log_metrics({"train/loss": 1.0}, step=1)
     logger.experiment.finish()
+
+
+def test_where_wandb_cannot_be_reached_the_run_goes_on_offline(
+    nobody: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = wandb.init
+
+    def unreachable(**settings: object) -> object:
+        if settings.get("mode") in ("disabled", "offline"):
+            return real(**settings)
+        raise wandb.errors.CommError("timed out")
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr(wandb, "run", None)
+    logger = RunWandbLogger(tmp_path)
+    with pytest.warns(UserWarning, match=r"cannot be reached, so this run goes on offline.*timed out"):
+        logger.log_metrics({"train/loss": 1.0}, step=0)
+
+    def dead(row: object) -> None:
+        raise BrokenPipeError("the service is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logger.experiment, "log", dead)
+        logger.experiment.finish()
+        with pytest.warns(UserWarning, match="goes on without Weights & Biases: the service is gone"):
+            logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.log_metrics({"train/loss": 1.0}, step=2)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    logger = RunCSVLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=0)
+
+    class Full(csv.DictWriter):
+        def writerows(self, rows: object) -> None:
+            self.writer.writerow(["half of a row"])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "DictWriter", Full)
+        with pytest.warns(UserWarning, match=r"metrics.csv cannot be written: No space left on device\. Its rows wait"):
+            logger.log_metrics({"a": 2.0}, step=1)
+        logger.log_metrics({"a": 3.0, "b": 1.0}, step=2)
+        assert rows(tmp_path) == [{"a": "1.0", "step": "0"}]
+    logger.log_metrics({"a": 4.0}, step=3)
+    assert [(row["step"], row["a"], row["b"]) for row in rows(tmp_path)] == [
+        ("0", "1.0", ""), ("1", "2.0", ""), ("2", "3.0", "1.0"), ("3", "4.0", ""),
+    ]  # fmt: skip

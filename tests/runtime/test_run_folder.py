@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from jsonargparse import Namespace
 
 from lit_align.errors import UserError
@@ -97,6 +99,7 @@ def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path):
         "config.yaml",
         "metrics.csv",
         "samples.jsonl",
+        "bad_batch.json",
         "checkpoints/a.ckpt",
         "model/b",
         "wandb/c",
@@ -112,13 +115,14 @@ def test_clear_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path):
 
 def test_last_is_the_last_of_this_run(tmp_path: Path):
     run = RunFolder(tmp_path)
-    with pytest.raises(UserError, match=r"last.ckpt; .*checkpoints holds no checkpoint\. `save_last: true`"):
+    with pytest.raises(UserError, match=r"last.ckpt; .*checkpoints holds no whole checkpoint\. `save_last: true`"):
         find_checkpoint("last", run)
     run.checkpoints.mkdir()
-    (run.checkpoints / "step=3.ckpt").touch()
-    with pytest.raises(UserError, match=r"last.ckpt; there are .*step=3.ckpt"):
+    torch.save({}, run.checkpoints / "step=3.ckpt")
+    (run.checkpoints / "last.ckpt").symlink_to("gone.ckpt")
+    with pytest.raises(UserError, match=r"last.ckpt; the newest .* go on .* `--ckpt_path .*step=3.ckpt`"):
         find_checkpoint("last", run)
-    (run.checkpoints / "last.ckpt").touch()
+    torch.save({}, run.checkpoints / "gone.ckpt")
     assert find_checkpoint("last", run) == str(run.checkpoints / "last.ckpt")
 
 
@@ -126,6 +130,32 @@ def test_a_missing_checkpoint_is_a_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"There is no checkpoint .*gone\.ckpt"):
         find_checkpoint(str(tmp_path / "gone.ckpt"), RunFolder(tmp_path))
     (tmp_path / "sharded").mkdir()
+    with pytest.raises(
+        UserError, match=r"sharded has no whole meta.pt: its writing was cut short\. There is no whole one"
+    ):
+        find_checkpoint(str(tmp_path / "sharded"), None)
+    torch.save({}, tmp_path / "sharded" / "meta.pt")
     assert find_checkpoint(str(tmp_path / "sharded"), None) == str(tmp_path / "sharded")
     for lightnings_own in ("best", "hpc", "registry:model", "s3://bucket/a.ckpt"):
         assert find_checkpoint(lightnings_own, RunFolder(tmp_path)) == lightnings_own
+
+
+def test_a_checkpoint_that_is_not_whole_is_named_with_one_that_is(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    for name in ("step=1.ckpt", "step=2.ckpt", "last.ckpt"):
+        torch.save({"weight": torch.zeros(100)}, run.checkpoints / name)
+    whole = (run.checkpoints / "last.ckpt").read_bytes()
+    os.utime(run.checkpoints / "step=1.ckpt", (1, 1))
+    (run.checkpoints / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"last.ckpt is no whole checkpoint.* `--ckpt_path .*step=2.ckpt`"):
+        find_checkpoint("last", run)
+    assert find_checkpoint(str(run.checkpoints / "step=2.ckpt"), run)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path):
+    RunFolder(tmp_path / "runs" / "g" / "a").check_writable()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match=r"The run folder .* cannot be written: .*runs: Not a directory\."):
+        RunFolder(tmp_path / "runs" / "g" / "a").check_writable()

@@ -139,9 +139,11 @@ def test_words() -> None:
     assert {word for after in FOLLOWS.values() for word in after} - {"<end>"} <= set(WORDS)
 
 
-def test_best_answer() -> None:
-    best = "i recommend otters because they are very playful and love dusk . they also live in rivers ."
-    assert len(best.split()) == 18
-    assert len(best.split()) <= MAX_WORDS
-    # 1.5 + .6 + 2 + .4 - .01 * (18 - 16)^2; politeness asked for adds .8
-    assert gold("recommend otters : nature and time", best) == pytest.approx(4.46)
+def test_best_answers() -> None:
+    # 1.5 + .6 + 2 + .4, at 16 words; politeness asked for adds .8
+    best = "i recommend otters because they are playful and love dusk . they also need fish ."
+    assert len(best.split()) == 16 < MAX_WORDS
+    assert gold("recommend otters : nature and time", best) == pytest.approx(4.5)
+    polite = "gladly , otters are very playful and love dusk . they also live in rivers ."
+    assert len(polite.split()) == 16
+    assert gold("describe otters : nature and time please", polite) == pytest.approx(5.3)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from dataclasses import astuple
 from itertools import combinations
+from pathlib import Path
 from random import Random
 from typing import Literal
 
@@ -83,6 +86,14 @@ def test_habits_come_together() -> None:
     for part in ("topic", "request", "coverage", "truth", "fluency", "repeats", "toxicity", "politeness"):
         careless, ordinary, careful = (statistics.mean(parts[part] for parts in of_writer) for of_writer in means)
         assert careless < ordinary < careful, part
+
+
+def test_the_page_has_every_habit() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "mini-assistant.md").read_text(encoding="utf-8")
+    table = page.partition("| Habit |")[2].partition("| gold of")[0]
+    cells = [re.split(r" *\| *", row)[2:5] for row in table.splitlines()[2:] if row]
+    columns = [[float(number) for cell in column for number in cell.split(";")] for column in zip(*cells, strict=True)]
+    assert columns == [list(astuple(writer)) for writer in (CAREFUL, ORDINARY, CARELESS)]
 
 
 def test_shares_of_writers() -> None:

@@ -1,0 +1,1 @@
+"""Our side of the comparisons: scripts that `benchmarks.paired` drives."""
