@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from lit_align.__main__ import main
+from lit_align.data.mini_instruct import groups
 
 # Lightning calls what jsonargparse has deprecated, and advises on workers (2026-11).
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -32,8 +34,19 @@ def paths_in(arguments: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from paths_in(value, f"{name}.{key}")
 
 
+@pytest.fixture(scope="session")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as `generate | annotate` would have left it in runs/."""
+    file = tmp_path_factory.mktemp("rows") / "preferences.jsonl"
+    rows = [
+        {"prompt": g.prompt, "chosen": g.responses[0], "rejected": g.responses[1]} for g in groups("preference", 64)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_config_takes_two_steps(config, quickstart_models, tmp_path, monkeypatch):
+def test_config_takes_two_steps(config, quickstart_models, preferences, tmp_path, monkeypatch):
     given = yaml.safe_load(config.read_text())
     group, name = config.parent.name, config.stem
     assert given["run"] == f"runs/{group}/{name}"
@@ -41,6 +54,8 @@ def test_config_takes_two_steps(config, quickstart_models, tmp_path, monkeypatch
     for argument, path in paths_in(given["model"]["init_args"], "model"):
         if path.startswith("runs/"):
             changed.append(f"--{argument}={quickstart_models / Path(path).parent.name}")
+    if str(given["data"]["init_args"]["train"]).startswith("runs/"):
+        changed.append(f"--data.train={preferences}")
     if "prompts_per_round" in given["model"]["init_args"]:
         changed += ["--model.prompts_per_round=[16,16,16]", "--data.batch_size=16"]
     monkeypatch.chdir(tmp_path)

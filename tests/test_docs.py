@@ -228,9 +228,11 @@ METHODS = {
     "ppo": "ppo_gold",
     "grpo": "grpo",
     "online_dpo": "online_dpo",
+    "rrhf": "rrhf",
+    "rrhf_online": "rrhf_online",
     "spa": "spa",
 }
-PAGES = {"grpo": "ppo", "online_dpo": "online-dpo"}
+PAGES = {"grpo": "ppo", "online_dpo": "online-dpo", "rrhf_online": "rrhf"}
 MORE = {
     "spa": [
         "--model.prompts_per_round=[4,4,4]",
