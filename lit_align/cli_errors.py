@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -270,7 +271,7 @@ def place(word: str, key: str) -> str:
 
 def config_files() -> Iterator[Path]:
     """The config files that the command line names, in order."""
-    for flag, value in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    for flag, value in pairwise([*sys.argv[1:], ""]):
         if flag in ("-c", "--config"):
             yield Path(value)
         elif flag.startswith("--config="):

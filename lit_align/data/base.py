@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.collate import padded
@@ -20,6 +20,7 @@ from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.embedded import embedded_groups, is_embedded
 from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.loader import GroupLoader, Positioned
+from lit_align.data.overlap import overlap
 from lit_align.data.rows import accepted, is_hub_name, load_from_hub, read_groups
 from lit_align.data.shared_layout import shared
 from lit_align.data.stored import refuse_unstreamable
@@ -159,6 +160,8 @@ class GroupDataModule(LightningDataModule, ABC):
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ()):
             if self.names[split] and split not in self._encoded:
                 self._encoded[split] = self._encode(cast("Literal['train', 'val']", split), tokenizer)
+                if split == "val" and "train" in self._encoded:
+                    self._warn_of_overlap()
         if stage == "fit" and (self.trainer is None or self.trainer.global_step == 0):
             # Another Trainer starts from the beginning; a checkpoint, if there is one, is restored after this.
             self._rows, self._positioned, self._restored = None, None, {}
@@ -184,6 +187,11 @@ class GroupDataModule(LightningDataModule, ABC):
         """
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self._make_loader("train", self.batch_size, shuffle=not overfit)
+
+    def training_row(self, row: int) -> tuple[str, TokenGroup]:
+        """Where a training row came from, as in "rows.jsonl, row 12" where that is known, and the row."""
+        rows = self._encoded["train"]
+        return (rows.source(row) if isinstance(rows, TokenGroups) else ""), rows[row]
 
     def val_dataloader(self) -> Any:
         """The validation batches, in order; none without `val`."""
@@ -289,6 +297,19 @@ class GroupDataModule(LightningDataModule, ABC):
         if isinstance(encoded, StreamedGroups):
             rank_zero_info(f"data.{split}: streamed; a sample of them: {encoded.sample}")
         return encoded
+
+    def _warn_of_overlap(self) -> None:
+        if any(map(is_embedded, (*self.names["train"], *self.names["val"]))):
+            return  # whose prompts are few, and repeat
+        rows = overlap(self._encoded["train"], self._encoded["val"])
+        if rows:
+            assert self._encoder_tokenizer is not None
+            prompt = self._encoder_tokenizer.decode(self._encoded["val"][rows[0]].prompt)
+            rank_zero_warn(
+                f"{len(rows):,} of {len(self._encoded['val']):,} rows of data.val have a prompt of data.train, so validation "
+                "also measures what was learnt by heart. Take them out of one of the two; the first is "
+                f"{prompt[:200]!r}."
+            )
 
     def _stream(
         self, split: Literal["train", "val"], counts: Counts, tokenizer: PreTrainedTokenizerBase

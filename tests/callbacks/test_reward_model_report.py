@@ -19,6 +19,8 @@ from lit_align.methods import RewardModel, Schedule
 from lit_align.models import LoRAConfig, ModelConfig
 from lit_align.runtime.loggers import RunCSVLogger
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* rows of data.val have a prompt of data.train")
+
 
 def test_calibration_by_hand():
     # sigmoid(1) = .731 in bin 10, sigmoid(-1) = .269 in bin 4, and so on for 3: .953 and .047.

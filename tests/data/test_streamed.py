@@ -356,6 +356,7 @@ def test_malformed_rows_are_found_before_training(
         PreferenceData(write_jsonl([tie]), **options).setup("fit")
 
 
+@pytest.mark.filterwarnings("ignore:.* rows of data.val have a prompt of data.train")
 def test_a_cached_reference_of_streamed_rows(
     write_jsonl: Callable[..., str], quickstart_models: Path, tmp_path: Path
 ) -> None:
