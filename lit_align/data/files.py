@@ -149,14 +149,14 @@ def _jsonl(path: Path) -> Rows:
                 continue
             try:
                 yield source, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield source, RowError(f"{source}: expected one JSON object on the line: {error}.")
 
 
 def _json(path: Path) -> Rows:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no valid JSON: {error}. A file with one object a line must end in .jsonl.") from error
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of rows.")
@@ -182,16 +182,16 @@ def _parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: no valid Parquet: {error}") from error
     place = 0
-    with file:
-        for batch in file.iter_batches(1000):
-            for row in batch.to_pylist():
-                yield Source(str(path), place + 1, place), row
-                place += 1
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                for row in batch.to_pylist():
+                    yield Source(str(path), place + 1, place), row
+                    place += 1
+    # A damaged file shows itself where it is read, and then in many ways.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no valid Parquet: {error}") from error
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

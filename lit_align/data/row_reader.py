@@ -18,6 +18,10 @@ FROM_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assis
 """What ShareGPT's `from` calls the roles."""
 
 
+LARGEST = 3.4e38
+"""What float32, in which the numbers of a batch are, can hold."""
+
+
 class RowError(UserError):
     """A row that cannot be used. The message names file, row and column, and says what was expected there."""
 
@@ -170,12 +174,18 @@ class RowReader:
     def _text(self, column: str, value: object) -> str:
         if not isinstance(value, str) or not value.strip():
             raise self.error(column, "a text that is not empty", value)
+        if not _is_unicode(value):
+            raise self.error(column, "text in Unicode, without halves of characters", value)
         return str(value)
 
     def _number(self, column: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        try:
+            number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        except OverflowError:  # JSON's whole numbers have no end
+            number = math.inf
+        if not abs(number) <= LARGEST:
             raise self.error(column, "a finite number", value)
-        return float(value)
+        return number
 
     def _turn(self, column: str, value: object) -> Message:
         if not isinstance(value, Mapping) or not ({"role", "content"} <= set(value) or {"from", "value"} <= set(value)):
@@ -184,10 +194,10 @@ class RowReader:
             role, content, known = value["role"], value["content"], {name: name for name in ROLES}
         else:
             role, content, known = value["from"], value["value"], FROM_ROLES
-        if role not in known:
+        if not isinstance(role, str) or role not in known:
             raise self.error(column, f"a role out of {', '.join(known)}", role)
         # An empty system turn is how many data sets say that there is none to speak of.
-        if not isinstance(content, str) or not (content.strip() or role == "system"):
+        if not isinstance(content, str) or not (content.strip() or role == "system") or not _is_unicode(content):
             raise self.error(column, f"text as the content of the {role}'s turn", content)
         return Message(role=known[role], content=content)
 
@@ -201,6 +211,15 @@ class RowReader:
         if len(value) != 1 or (turn := self._turn(column, value[0]))["role"] != "assistant":
             raise self.error(column, "a text or one message of the assistant", value)
         return self._text(column, turn["content"])
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: JSON may name halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
