@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Evaluation(Callback, ABC):
         self.every_n_steps = every_n_steps
         self.at_start = at_start
         self.seed = seed
+        self.seconds = 0.0
+        """Spent on measuring since the callback was made; see `evaluation_seconds`."""
         self._last_step: int | None = None
 
     @abstractmethod
@@ -81,11 +84,19 @@ class Evaluation(Callback, ABC):
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.global_step == self._last_step:
             return
+        began = time.perf_counter()
         self._last_step = trainer.global_step
         with quiet(trainer, module, self.seed):
             metrics = self.evaluate(trainer, module)
         log_now(trainer, metrics)
         self.react(trainer, metrics)
+        self.seconds += time.perf_counter() - began
+
+
+def evaluation_seconds(trainer: Trainer) -> float:
+    """What all callbacks of a run have spent on measuring so far, on this rank; whoever times training leaves it out."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return sum(callback.seconds for callback in callbacks if isinstance(callback, Evaluation))
 
 
 @contextmanager
@@ -135,6 +146,8 @@ def log_now(trainer: Trainer, metrics: Mapping[str, float]) -> None:
         trainer: Training.
         metrics: The same on every rank.
     """
+    if not metrics:
+        return
     for name, value in metrics.items():
         trainer.callback_metrics[name] = torch.tensor(value)
     # Lightning counts logged steps from 0, so what is measured after step n stands beside what step n logged.

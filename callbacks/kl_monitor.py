@@ -15,13 +15,11 @@ from callbacks.compared_with import ComparedWith
 from callbacks.estimates import over_prompts
 from callbacks.prompts import PromptSet, over_ranks
 from callbacks.tables import log_table
-from callbacks.token_kl import ESTIMATORS, token_kls
-from lit_align.data import padded
+from callbacks.token_kl import ESTIMATORS, answer_kls
 from lit_align.data.mini_instruct import enumerated_policy
 from lit_align.errors import UserError
 from lit_align.exact import kl_divergence
 from lit_align.feedback import Answer
-from lit_align.groups import TokenGroup
 from lit_align.models import Sampling
 from lit_align.models.fingerprint import fingerprint
 from lit_align.rollout import RolloutConfig, gathered
@@ -140,19 +138,11 @@ class KLMonitor(Evaluation):
 
     def _table(self, trainer: Trainer, module: LightningModule, reference: Any, answers: list[Answer]) -> Tensor:
         """Whether each position of each answer was reached, and the KL estimates there, `(x, K, T, 4)`; 0 after the end."""
-        policy, k = ask(module, "policy", self), self.prompts.k
-        tokenizer = ask(module, "tokenizer", self)
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        k, temperature = self.prompts.k, self.prompts.rollout.sampling.temperature
         table = torch.zeros(len(answers), self.prompts.rollout.max_new_tokens, 1 + len(ESTIMATORS))
-        with gathered(policy), trainer.precision_plugin.forward_context():
-            for start in range(0, len(answers), self.batch_size):
-                some = answers[start : start + self.batch_size]
-                groups = [TokenGroup(answer.prompt_ids, [answer.response_ids]) for answer in some]
-                batch = padded(groups, pad_id=pad_id).to(module.device)
-                kls = token_kls(policy, reference, batch, self.prompts.rollout.sampling.temperature)
-                columns = torch.stack([torch.ones_like(kls.k1), *kls], dim=1).cpu()
-                for row, values in enumerate(torch.split(columns, batch.response_lengths.tolist()), start):
-                    table[row, : len(values)] = values
+        every = answer_kls(trainer, module, reference, answers, temperature, self.batch_size)
+        for row, kls in zip(table, every, strict=True):
+            row[: len(kls.k1)] = torch.stack([torch.ones_like(kls.k1), *kls], dim=1)
         return table.reshape(len(answers) // k, k, *table.shape[1:])
 
     def _exact_kl(self, module: LightningModule, reference: Any, tokenizer: Any) -> float:

@@ -12,6 +12,16 @@ from callbacks.base import output_folder
 
 
 def log_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+    """Adds rows to `<run>/eval/<name>.csv`, see `write_csv`, and shows them in wandb; on rank 0 only."""
+    write_csv(trainer, name, rows)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            columns = list(rows[0])
+            data = [[row[column] for column in columns] for row in rows]
+            logger.log_table(f"eval/{name}", columns=columns, data=data)
+
+
+def write_csv(trainer: Trainer, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
     """Adds rows to `<run>/eval/<name>.csv`, each with the step they belong to; on rank 0 only.
 
     Rows of this step and later ones, which a run that goes on from an earlier checkpoint left there, are replaced.
@@ -33,8 +43,3 @@ def log_table(trainer: Trainer, name: str, rows: Sequence[Mapping[str, float | s
         writer = csv.DictWriter(lines, ["step", *columns], extrasaction="ignore")
         writer.writeheader()
         writer.writerows([*kept, *({"step": trainer.global_step, **row} for row in rows)])
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table(
-                f"eval/{name}", columns=columns, data=[[row[column] for column in columns] for row in rows]
-            )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lit_align.groups import GroupBatch
+from lit_align.data import padded
+from lit_align.feedback import Answer
+from lit_align.groups import GroupBatch, TokenGroup
 from lit_align.losses.kl import full_kl, k1, k3
 from lit_align.models import Sampling, response_hidden
 from lit_align.models.logprobs import MAX_LOGITS, head_logits
+from lit_align.rollout import gathered
 
 ESTIMATORS = ("k1", "k3", "full")
 
@@ -53,3 +58,34 @@ def token_kls(policy: Any, reference: Any, batch: GroupBatch, temperature: float
         )
         parts.append(TokenKLs(k1(logps, ref_logps), k3(logps, ref_logps), full_kl(logits, ref_logits)))
     return TokenKLs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def answer_kls(
+    trainer: Trainer,
+    module: LightningModule,
+    reference: Any,
+    answers: Sequence[Answer],
+    temperature: float = 1.0,
+    batch_size: int = 32,
+) -> Iterator[TokenKLs]:
+    """KL estimates of the tokens of one answer after the other, on the CPU, in the run's precision.
+
+    Args:
+        trainer: Training.
+        module: Has the policy that the answers were sampled from, and its tokenizer.
+        reference: What the policy is compared with.
+        answers: Any number of them.
+        temperature: See `token_kls`.
+        batch_size: Answers that the models read at once.
+    """
+    policy: Any = module.policy
+    tokenizer: Any = module.tokenizer
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    with gathered(policy), trainer.precision_plugin.forward_context():
+        for start in range(0, len(answers), batch_size):
+            some = answers[start : start + batch_size]
+            groups = [TokenGroup(answer.prompt_ids, [answer.response_ids]) for answer in some]
+            batch = padded(groups, pad_id=pad_id).to(module.device)
+            kls = torch.stack(token_kls(policy, reference, batch, temperature)).cpu()
+            for of_answer in torch.split(kls, batch.response_lengths.tolist(), dim=1):
+                yield TokenKLs(*of_answer)
