@@ -4,6 +4,7 @@ from callbacks.base import Evaluation
 from callbacks.kl_monitor import KLMonitor
 from callbacks.reward_eval import RewardEval
 from callbacks.reward_model_report import RewardModelReport
+from callbacks.sample_table import SampleTable
 from callbacks.win_rate import WinRate
 
-__all__ = ["Evaluation", "KLMonitor", "RewardEval", "RewardModelReport", "WinRate"]
+__all__ = ["Evaluation", "KLMonitor", "RewardEval", "RewardModelReport", "SampleTable", "WinRate"]

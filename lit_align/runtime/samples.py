@@ -13,20 +13,29 @@ from lightning.pytorch.loggers.logger import DummyLogger
 FILE = "samples.jsonl"
 
 
-def log_samples(trainer: Trainer, rows: list[dict[str, Any]]) -> None:
+def log_samples(trainer: Trainer, rows: list[dict[str, Any]], source: str | None = None) -> None:
     """Appends rows to the run's samples, each with the step it was sampled at; rank 0 only.
 
-    Rows of this step and later ones, which a run that goes on from an earlier checkpoint left there, are replaced.
+    Rows of the same source of this step and later ones, which a run that goes on from an earlier checkpoint left there, are
+    replaced.
+
+    Args:
+        trainer: Training.
+        rows: At least one, all with the same columns.
+        source: Who sampled, where it is not the method itself; a column of its own.
     """
     if not trainer.is_global_zero or not trainer.loggers or isinstance(trainer.logger, DummyLogger):
         return
     path = Path(trainer.default_root_dir) / FILE
-    kept = []
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < trainer.global_step]
-    new = [json.dumps({"step": trainer.global_step, **row}, ensure_ascii=False) for row in rows]
+    label = {} if source is None else {"source": source}
+    kept = [
+        line
+        for line in (path.read_text(encoding="utf-8").split("\n") if path.exists() else [])
+        if line and ((earlier := json.loads(line))["step"] < trainer.global_step or earlier.get("source") != source)
+    ]
+    new = [json.dumps({"step": trainer.global_step, **label, **row}, ensure_ascii=False) for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*kept, *new]) + "\n")
+    path.write_text("\n".join([*kept, *new]) + "\n", encoding="utf-8")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             columns = list(rows[0])
