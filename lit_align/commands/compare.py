@@ -11,8 +11,8 @@ def compare(group: Path) -> None:
     Runs on mini_instruct are measured exactly: expected gold score, KL from the reference, the best that is possible at that
     KL, win rate against the reference, a reward model's accuracy. Policies trained on mini_assistant are measured on samples:
     gold score and KL with standard errors, and the skills that alignment may cost. Of runs that are not measured exactly it
-    shows what they logged last. The page has the training curves, responses and configs as well, in one file that needs no
-    network.
+    shows what they logged last. The page also has who wins how often against whom, the training curves, responses and
+    configs, in one file that needs no network.
 
     Args:
         group: The folder that holds the runs, for example runs/quickstart.
@@ -25,7 +25,7 @@ def compare(group: Path) -> None:
 
     from lit_align.report import compare_exactly, read_group
     from lit_align.report.html import write_page
-    from lit_align.report.sampled import measure_samples, print_sampled
+    from lit_align.report.sampled import measure_samples, print_sampled, sampled_win_rates
     from lit_align.report.show import draw_frontier, logged, print_metrics, print_table
 
     disable_progress_bar()
@@ -47,11 +47,14 @@ def compare(group: Path) -> None:
     for remark in comparison.remarks + silent:
         console.print(f"Note: {remark}", highlight=False)
     written = [group / "report.json"]
-    measured = comparison.as_dict() | ({"sampled": [result.as_dict() for result in sampled]} if sampled else {})
+    measured = comparison.as_dict()
+    if sampled:
+        measured["sampled"] = [result.as_dict() for result in sampled]
+        measured["sampled_win_rates"] = sampled_win_rates(sampled)
     written[0].write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     if comparison.frontier:
         written.append(group / "frontier.png")
         draw_frontier(comparison, written[-1])
     written.append(group / "report.html")
-    write_page(group, runs, comparison, written[-1])
+    write_page(group, runs, comparison, written[-1], sampled)
     console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from lit_align.report.runs import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 SMALLEST_KL = 0.05
 """Nats. Below it, efficiency divides one small number by another, and says nothing."""
@@ -67,6 +70,8 @@ class Comparison:
         remarks: Sentences on what was left out or deserves doubt.
         policies: Log-probability of every response under each run's policy, nats, `(8, 54240)`, by run name.
         ref_logps: Under the reference, likewise; None where no run is on mini_instruct.
+        win_rates: For every two policies the probability that a response of the first has more gold than one of the second,
+            ties as half a win; empty where there are fewer than two.
     """
 
     reference_gold: float | None
@@ -76,6 +81,7 @@ class Comparison:
     remarks: list[str]
     policies: dict[str, Tensor] = field(default_factory=dict, repr=False)
     ref_logps: Tensor | None = field(default=None, repr=False)
+    win_rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """What report.json holds."""
@@ -83,6 +89,7 @@ class Comparison:
             "reference": {"gold": self.reference_gold},
             "frontier": [{"beta": point.beta, "kl": point.kl, "gold": point.reward} for point in self.frontier],
             "runs": [asdict(result) for result in self.results],
+            "win_rates": self.win_rates,
         }
 
 
@@ -126,15 +133,31 @@ def compare_exactly(runs: list[Run], on_progress: Callable[[str], None] = lambda
                 run, tables[run.folder.model.resolve()], tables[reference.resolve()], frontier, scores
             )
         results.append(result)
+    policies = {r.name: tables[r.folder.model.resolve()] for r in measured if not r.is_reward_model}
     return Comparison(
         reference_gold=frontier.reference_reward if frontier else None,
         frontier=frontier.points() if frontier else [],
         results=results,
         best_accuracy=best_accuracy,
         remarks=remarks,
-        policies={r.name: tables[r.folder.model.resolve()] for r in measured if not r.is_reward_model},
+        policies=policies,
         ref_logps=tables[reference.resolve()] if reference else None,
+        win_rates=win_matrix(policies, lambda first, second: win_rate(first, second, scores).mean().item()),
     )
+
+
+def win_matrix(policies: Mapping[str, T], rate: Callable[[T, T], float]) -> dict[str, dict[str, float]]:
+    """How often each policy wins against each other one; empty where there are fewer than two.
+
+    Args:
+        policies: What `rate` compares, by name.
+        rate: How often the first wins against the second, ties as half a win.
+    """
+    wins: dict[str, dict[str, float]] = {name: {} for name in policies} if len(policies) > 1 else {}
+    for first, second in combinations(policies, 2):
+        wins[first][second] = rate(policies[first], policies[second])
+        wins[second][first] = 1 - wins[first][second]
+    return wins
 
 
 def reference_model(runs: list[Run]) -> Path:

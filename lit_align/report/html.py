@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from lit_align.report.curves import read_curves
 from lit_align.report.exact import Comparison
 from lit_align.report.runs import Run
+from lit_align.report.sampled import SampledResult, sampled_win_rates
 from lit_align.report.samples import SampleSet, drawn_samples, logged_samples
 from lit_align.runtime.samples import FILE as SAMPLES_FILE
 
@@ -23,7 +25,9 @@ SCRIPTS = ("dom.js", "chart.js", "frontier.js", "tables.js", "curves.js", "sampl
 DIGITS = 6
 
 
-def write_page(group: Path, runs: list[Run], comparison: Comparison, file: Path) -> None:
+def write_page(
+    group: Path, runs: list[Run], comparison: Comparison, file: Path, sampled: Sequence[SampledResult] = ()
+) -> None:
     """Writes the report of a group.
 
     Args:
@@ -31,11 +35,14 @@ def write_page(group: Path, runs: list[Run], comparison: Comparison, file: Path)
         runs: Its runs.
         comparison: What they reached, in the same order.
         file: An .html.
+        sampled: What was measured on samples, of those runs that were.
     """
-    file.write_text(page(page_data(group.resolve().name, runs, comparison)), encoding="utf-8")
+    file.write_text(page(page_data(group.resolve().name, runs, comparison, sampled)), encoding="utf-8")
 
 
-def page_data(group: str, runs: list[Run], comparison: Comparison) -> dict[str, Any]:
+def page_data(
+    group: str, runs: list[Run], comparison: Comparison, sampled: Sequence[SampledResult] = ()
+) -> dict[str, Any]:
     """What the page shows: report.json, and what the runs wrote."""
     return {
         "group": group,
@@ -51,6 +58,10 @@ def page_data(group: str, runs: list[Run], comparison: Comparison) -> dict[str, 
             }
             for run in runs
         ],
+        "sampled": {
+            "results": {result.name: result.as_dict() for result in sampled},
+            "win_rates": sampled_win_rates(sampled),
+        },
         "samples": [samples.as_dict() for samples in sample_sets(runs, comparison)],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from lit_align.errors import UserError
 from lit_align.feedback import Answer, sample_answers
 from lit_align.feedback.implicit import LogProbReader
 from lit_align.models import ModelConfig, load_policy, load_tokenizer
-from lit_align.report.exact import reference_model
+from lit_align.report.exact import reference_model, win_matrix
 from lit_align.report.runs import Run
 from lit_align.rollout import RolloutConfig
 
@@ -53,6 +53,7 @@ class SampledResult:
         gold: Gold score of its responses to the held-out prompts.
         kl: KL(policy || reference) on them, nats; None where there is no reference.
         skills: As `lit_align.data.mini_assistant.skill_scores` names them.
+        scores: Gold of each response, `(X, PER_PROMPT)`.
     """
 
     name: str
@@ -60,11 +61,12 @@ class SampledResult:
     gold: Estimate
     kl: Estimate | None
     skills: dict[str, float]
+    scores: Tensor = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """What report.json holds."""
         estimates = {name: value and value._asdict() for name, value in (("gold", self.gold), ("kl", self.kl))}
-        return {**asdict(self), **estimates}
+        return {"name": self.name, "method": self.method, **estimates, "skills": self.skills}
 
 
 def measure_samples(runs: Sequence[Run], on_progress: Callable[[str], None], remarks: list[str]) -> list[SampledResult]:
@@ -117,7 +119,19 @@ def _measure(run: Run, reference: Path | None) -> SampledResult:
         gold=estimate(scores),
         kl=None if reference is None else estimate(_log_ratios(assisting, run.folder.model, reference)),
         skills=skill_scores([(str(answer.prompt), answer.response) for answer in answers]),
+        scores=scores.view(-1, PER_PROMPT),
     )
+
+
+def sampled_win_rates(results: Sequence[SampledResult]) -> dict[str, dict[str, float]]:
+    """As `Comparison.win_rates`, over all pairs of responses to the same prompt."""
+    return win_matrix({result.name: result.scores for result in results}, _share_won)
+
+
+def _share_won(first: Tensor, second: Tensor) -> float:
+    """`(X, n)` and `(X, m)` scores to the share of the X * n * m pairs that the first wins."""
+    difference = first[:, :, None] - second[:, None, :]
+    return float((difference.sign().mean() + 1) / 2)
 
 
 def _log_ratios(answers: Sequence[Answer], policy: Path, reference: Path) -> Tensor:

@@ -71,6 +71,7 @@ def test_runs_on_mini_instruct_are_measured_and_drawn(
                 "accuracy": None,
             }
         ],
+        "win_rates": {},
     }
 
 

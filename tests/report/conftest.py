@@ -67,6 +67,7 @@ def comparison() -> Comparison:
             Result("sft", "SFT", gold=0.0, kl=0.0, frontier_gold=0.0, win_rate=0.5),
         ],
         best_accuracy=0.775,
+        win_rates={"ppo": {"sft": 0.875}, "sft": {"ppo": 0.125}},
         remarks=[f"ppo: {HOSTILE}"],
     )
 

@@ -11,6 +11,7 @@ from browser import Browser
 from lit_align.data.mini_instruct import PROMPTS, responses
 from lit_align.report import Comparison, Result, read_group
 from lit_align.report.html import write_page
+from lit_align.report.sampled import Estimate, SampledResult
 
 
 def write(group: Path, comparison: Comparison) -> Path:
@@ -33,7 +34,7 @@ def rows(browser: Browser) -> list[str]:
 
 def test_it_shows_every_part(opened: Browser) -> None:
     assert opened.texts("h1") == ["my group"]
-    assert opened.texts("h2") == ["Reward against KL", "Results", "Training", "Responses", "Configs"]
+    assert opened.texts("h2") == ["Reward against KL", "Results", "Who wins", "Training", "Responses", "Configs"]
     assert opened.texts(".finding") == [
         "ppo has the most gold, 1.50: 75.0 % of the gain that 1.00 nats of KL can buy. But see the note under Results."
     ]
@@ -61,6 +62,34 @@ def test_a_click_sorts_the_table(opened: Browser) -> None:
     assert rows(opened) == ["sft", "ppo", "reward"]
     opened.click("#results thead th:nth-child(2) button")
     assert rows(opened) == ["ppo", "reward", "sft"]
+
+
+def test_who_wins_against_whom(opened: Browser) -> None:
+    assert opened.texts("#wins-exact thead th") == ["wins against", " ppo", " sft"]
+    assert opened.texts("#wins-exact tr:nth-child(1) td") == ["–", "87.5 %"]
+    assert opened.texts("#wins-exact tr:nth-child(2) td") == ["12.5 %", "–"]
+    colour = "return getComputedStyle(document.querySelector(arguments[0])).backgroundColor"
+    assert opened.script(colour, "#wins-exact .wins") != opened.script(colour, "#wins-exact .loses")
+    opened.click(".legend button:first-child")
+    assert opened.texts("#wins-exact thead th") == ["wins against", " sft"]
+
+
+def test_what_was_measured_on_samples(browser: Browser, group: Path, comparison: Comparison) -> None:
+    runs = sorted(read_group(group), key=lambda run: run.name)
+    results = [
+        SampledResult(
+            "ppo", "PPO", Estimate(1.5, 0.25), Estimate(2.0, 0.5), {"copy": 0.75}, torch.tensor([[2.0, 2.0]])
+        ),
+        SampledResult("sft", "SFT", Estimate(0.5, 0.125), None, {"copy": 1.0}, torch.tensor([[2.0, 1.0]])),
+    ]
+    write_page(group, runs, comparison, group / "report.html", results)
+    browser.open(group / "report.html")
+    assert browser.texts("#sampled thead th") == ["run", "method", "gold", "±", "KL, nats", "±", "copy"]
+    assert browser.texts("#sampled tbody tr:first-child td") == ["PPO", "1.50", "0.25", "2.00", "0.50", "75.0 %"]
+    assert browser.texts("#sampled tbody tr:last-child td") == ["SFT", "0.50", "0.13", "–", "–", "100.0 %"]
+    # Of the four pairs two tie and two are won.
+    assert browser.texts("#wins-sampled tr:nth-child(1) td") == ["–", "75.0 %"]
+    assert browser.log() == []
 
 
 def test_the_frontier_and_its_tooltips(opened: Browser) -> None:
@@ -150,6 +179,7 @@ def test_a_group_of_which_little_is_known(browser: Browser, group: Path, compari
         frontier=[],
         best_accuracy=None,
         remarks=[],
+        win_rates={},
         results=[Result(result.name, result.method) for result in comparison.results],
     )
     browser.open(write(group, nothing))

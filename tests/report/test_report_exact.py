@@ -85,6 +85,10 @@ def test_the_numbers_are_those_of_the_policies(tmp_path: Path, tables: dict[str,
     assert best.efficiency == pytest.approx(1.0, abs=1e-6)
     assert 0.9 < best.win_rate < 1
 
+    assert set(comparison.win_rates) == {"a_sft", "b_best", "leaky"}
+    assert comparison.win_rates["b_best"]["a_sft"] == pytest.approx(best.win_rate, abs=1e-9)
+    assert comparison.win_rates["a_sft"]["b_best"] == pytest.approx(1 - best.win_rate, abs=1e-9)
+    assert comparison.win_rates["leaky"]["a_sft"] == pytest.approx(0.5, abs=1e-9)
     # On pairs of two different draws, a reward model that orders as gold does is as good as any can be.
     assert results["d_reward"].accuracy == pytest.approx(comparison.best_accuracy, abs=1e-12)
     assert results["d_reward"].gold is None
@@ -96,7 +100,7 @@ def test_the_numbers_are_those_of_the_policies(tmp_path: Path, tables: dict[str,
     ]
 
     written = json.loads(json.dumps(comparison.as_dict()))
-    assert list(written) == ["reference", "frontier", "runs"]
+    assert list(written) == ["reference", "frontier", "runs", "win_rates"]
     assert list(written["reference"]) == ["gold"]
     assert list(written["frontier"][0]) == ["beta", "kl", "gold"]
     fields = ["name", "method", "gold", "kl", "frontier_gold", "efficiency", "win_rate", "accuracy"]

@@ -68,6 +68,7 @@ def test_compare_samples_and_says_what_it_cannot(tmp_path: Path, capsys: pytest.
     assert dpo["kl"]["mean"] > 3 * dpo["kl"]["std_error"] > 0  # two random models are far apart
     assert set(dpo["skills"]) == set(SCORES)
     assert sft["gold"]["mean"] < -3  # a random model writes nothing
+    assert written["sampled_win_rates"]["sft"]["dpo"] + written["sampled_win_rates"]["dpo"]["sft"] == pytest.approx(1)
     printed = capsys.readouterr().out
     assert "mini_assistant" in printed
     assert "Note: unfinished has no exported model yet" in printed

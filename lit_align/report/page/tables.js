@@ -25,6 +25,56 @@ function resultsTable(data) {
   });
 }
 
+/** What was measured on samples, one row a run; null where nothing was. */
+function sampledTable({ runs, sampled }) {
+  const rows = runs.filter((run) => sampled.results[run.name]);
+  if (!rows.length) return null;
+  const of = (run) => sampled.results[run.name];
+  const skills = [...new Set(rows.flatMap((run) => Object.keys(of(run).skills)))];
+  const head = [
+    { title: "run", value: (run) => run.name },
+    { title: "method", value: (run) => run.method },
+    ...["gold", "kl"].flatMap((key) => [
+      { title: key === "kl" ? "KL, nats" : key, format: short, value: (run) => of(run)[key]?.mean ?? null },
+      { title: "±", format: short, help: "Standard error", value: (run) => of(run)[key]?.std_error ?? null },
+    ]),
+    ...skills.map((name) => ({ title: name.replaceAll("_", " "), format: percent, value: (run) => of(run).skills[name] })),
+  ];
+  return sortable("sampled", head, rows, (run, column) =>
+    column.title === "run" ? html("span", { class: "named" }, swatch(run), run.name) : null,
+  );
+}
+
+/** How often the run of each row wins against that of each column; null where there are not two. */
+function winsTable(id, runs, rates) {
+  const rows = runs.filter((run) => rates[run.name]);
+  if (rows.length < 2) return null;
+  const fill = () => {
+    const shown = rows.filter((run) => view.shows(run));
+    const heads = shown.map((run) => html("th", { scope: "col", class: "number" }, swatch(run), ` ${run.name}`));
+    const lines = shown.map((run) => {
+      const cells = shown.map((rival) => winCell(run, rival, rates));
+      return html("tr", {}, html("th", { scope: "row" }, html("span", { class: "named" }, swatch(run), run.name)), ...cells);
+    });
+    table.replaceChildren(
+      html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "wins against"), ...heads)),
+      html("tbody", {}, ...lines),
+    );
+  };
+  const table = html("table", { id });
+  fill();
+  view.listeners.push(fill);
+  return html("div", { class: "scroll" }, table);
+}
+
+function winCell(run, rival, rates) {
+  const rate = rates[run.name][rival.name];
+  if (rate === undefined) return html("td", { class: "number self" }, "–");
+  const cell = html("td", { class: `number ${rate > 0.5 ? "wins" : "loses"}` }, percent(rate));
+  cell.style.setProperty("--lean", `${Math.round(Math.abs(rate - 0.5) * 100)}%`);
+  return cell;
+}
+
 /** The last value of everything that was logged, one row a metric; null where nothing was. */
 function lastLoggedTable(data) {
   const runs = data.runs.filter((run) => Object.keys(run.curves).length);
