@@ -30,11 +30,13 @@ from lit_align.models import (
     ReferenceConfig,
     frozen_copy,
     is_adapted,
+    is_sharded,
     load_policy,
     load_tokenizer,
     response_logps,
+    shard,
 )
-from lit_align.runtime import default_callbacks
+from lit_align.runtime import default_callbacks, refuse_other_sharding
 from lit_align.runtime.bad_batch import StepRecord
 
 
@@ -99,6 +101,23 @@ class AlignmentModule(LightningModule, ABC):
     def export(self, folder: str | Path) -> None:
         """Writes the trained model and its tokenizer as a Hugging Face folder. Every rank has to call."""
 
+    def setup(self, stage: str) -> None:
+        """Refuses strategies under which a method would silently compute something else."""
+        refuse_other_sharding(self.trainer)
+
+    def shard(self, **options: Any) -> None:
+        """Shards every model of the method, and the reference, over ranks; FSDP2 calls it once the models are built.
+
+        Args:
+            options: As `torch.distributed.fsdp.fully_shard` takes them.
+        """
+        models = [child for child in self.children() if next(child.parameters(), None) is not None]
+        if self._reference is not None and self._reference.in_memory:
+            models.append(self._reference.model)
+        for model in models:
+            if not is_sharded(model):
+                shard(model, **options)
+
     def keep_reference(self, model: nn.Module, config: ReferenceConfig = FrozenReference()) -> None:
         """Makes `model` as it is now the reference, never in train mode.
 
@@ -123,7 +142,8 @@ class AlignmentModule(LightningModule, ABC):
             return self.reference.eval()
         if self._reference is None:
             raise UserError(f"{type(self).__name__} has no reference model.")
-        return self._reference.model.to(self.device)
+        model = self._reference.model
+        return model if is_sharded(model) else model.to(self.device)
 
     def reference_logps(self, batch: GroupBatch) -> Tensor:
         """Log-probability of every response token under the reference, nats, `(M,)`, without gradient."""

@@ -13,7 +13,7 @@ from lit_align.data import PromptBatch, padded, shared
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, decoded_answers
 from lit_align.groups import TokenGroup
-from lit_align.models import Sampling, response_logps
+from lit_align.models import Sampling, gathered, response_logps
 from lit_align.rollout import RolloutEngine
 from lit_align.rollout.loader import Collate, Rollout
 
@@ -99,7 +99,8 @@ def rollout_logps(module: Any, model: Any, rollout: Rollout, size: int, sampling
         sampling: As in `response_logps`.
     """
     logps = []
-    with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+    # Ranks may have different numbers of groups, so of forward passes.
+    with torch.no_grad(), gathered(model), module.trainer.precision_plugin.forward_context():
         for begin in range(0, len(rollout.groups), size):
             part = range(begin, min(begin + size, len(rollout.groups)))
             batch = rollout.minibatch(part).batch.to(module.device)

@@ -245,14 +245,14 @@ class PPO(AlignmentModule):
         logps, ref_logps, values = [], [], []
         with self.trainer.precision_plugin.forward_context():
             for part in parts:
-                if not len(part):
-                    continue
                 batch = rollout.minibatch(part.tolist()).batch.to(self.device)
                 hidden = response_hidden(self.policy, batch)
-                logps.append(token_stats(self.policy, hidden, batch.targets, self.rollout.sampling).logps.cpu())
-                ref_logps.append(self.reference_logps(batch).cpu())
+                # Without groups it is a filler: every rank runs every model equally often, and a filler's tokens are no part.
+                kept = len(batch.targets) if len(part) else 0
+                logps.append(token_stats(self.policy, hidden, batch.targets, self.rollout.sampling).logps[:kept].cpu())
+                ref_logps.append(self.reference_logps(batch)[:kept].cpu())
                 if self.advantage.needs_critic:
-                    values.append(self._values(hidden, batch).cpu())
+                    values.append(self._values(hidden, batch)[:kept].cpu())
         return torch.cat(logps), torch.cat(ref_logps), torch.cat(values) if values else None
 
     def reference_logps(self, batch: GroupBatch) -> Tensor:
@@ -416,5 +416,5 @@ class PPO(AlignmentModule):
         save_model(self.policy, self.tokenizer, folder, write=is_first)
         if self.advantage.needs_critic and self.critic_config is not None:
             save_model(self.critic, self.tokenizer, Path(folder) / "critic", write=is_first)
-        elif self.advantage.needs_critic and is_first:
-            save_value_head(self.value_head, folder)
+        elif self.advantage.needs_critic:
+            save_value_head(self.value_head, folder, write=is_first)

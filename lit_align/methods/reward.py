@@ -128,9 +128,9 @@ class RewardModel(AlignmentModule):
         total = torch.zeros(2, device=self.device)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in loader:
+                moved = batch.to(self.device)
+                best = self.rewards(moved)[best_responses(moved)]
                 if not batch.is_filler:
-                    moved = batch.to(self.device)
-                    best = self.rewards(moved)[best_responses(moved)]
                     total += torch.stack([best.sum(), best.new_tensor(len(best))])
         total = cast("Tensor", self.trainer.strategy.reduce(total, reduce_op="sum"))
         self.bias -= total[0] / total[1]

@@ -30,6 +30,7 @@ from lit_align.models import (
     MovingReference,
     Sampling,
     frozen_copy,
+    gathered,
     load_policy,
     response_hidden,
     save_model,
@@ -248,7 +249,7 @@ class SPA(AlignmentModule):
     def _scored(self, model: Any, rollout: Rollout, size: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities of every token: under the model itself, and under the distribution sampled from it, `(M,)` each."""
         plain, sampled = [], []
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with torch.no_grad(), gathered(model), self.trainer.precision_plugin.forward_context():
             for begin in range(0, len(rollout.groups), size):
                 batch = rollout.minibatch(range(begin, min(begin + size, len(rollout.groups)))).batch.to(self.device)
                 hidden = response_hidden(model, batch)

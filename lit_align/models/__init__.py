@@ -2,13 +2,14 @@
 
 from lit_align.models.adapters import is_adapted
 from lit_align.models.config import LoRAConfig, ModelConfig
-from lit_align.models.critic import response_values, save_value_head, value_head
+from lit_align.models.critic import save_value_head, value_head
 from lit_align.models.load import load_policy, load_reward_model, load_tokenizer, save_model
 from lit_align.models.logprobs import (
     TokenStats,
     response_hidden,
     response_logps,
     response_rewards,
+    response_values,
     token_logps,
     token_stats,
 )
@@ -21,6 +22,7 @@ from lit_align.models.reference import (
     frozen_copy,
 )
 from lit_align.models.sampling import Sampling
+from lit_align.models.sharding import gathered, inside, is_sharded, shard
 from lit_align.models.shared_trunk import RewardOnTrunk, reward_on_trunk
 
 __all__ = [
@@ -35,7 +37,10 @@ __all__ = [
     "Sampling",
     "TokenStats",
     "frozen_copy",
+    "gathered",
+    "inside",
     "is_adapted",
+    "is_sharded",
     "load_policy",
     "load_reward_model",
     "load_tokenizer",
@@ -46,6 +51,7 @@ __all__ = [
     "reward_on_trunk",
     "save_model",
     "save_value_head",
+    "shard",
     "token_logps",
     "token_stats",
     "value_head",

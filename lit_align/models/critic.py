@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from lit_align.groups import GroupBatch
 from lit_align.models.config import ModelConfig
-from lit_align.models.logprobs import response_hidden
+from lit_align.models.sharding import whole_state
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 
@@ -32,15 +31,9 @@ def value_head(model: Any, config: ModelConfig) -> nn.Linear:
     return head
 
 
-def save_value_head(head: nn.Linear, folder: str | Path) -> None:
-    """Writes a head beside the policy in `folder`, where `value_head` finds it."""
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in head.state_dict().items()},
-        Path(folder) / VALUE_HEAD_FILE,
-    )
-
-
-def response_values(critic: Any, batch: GroupBatch) -> Tensor:
-    """What a separate critic, built like a reward model, expects before each response token: float32, `(M,)`."""
-    values: Tensor = critic.score(response_hidden(critic, batch)).squeeze(-1)
-    return values.float()
+def save_value_head(head: nn.Linear, folder: str | Path, *, write: bool = True) -> None:
+    """Writes a head beside the policy in `folder`, where `value_head` finds it; see `save_model` for `write`."""
+    state = whole_state(head)
+    if write:
+        whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        save_file(whole, Path(folder) / VALUE_HEAD_FILE)

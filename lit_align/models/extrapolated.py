@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_align.losses.spa import extrapolate
 from lit_align.models.logprobs import MAX_LOGITS, head_logits
+from lit_align.models.sharding import inside
 
 
 @torch.no_grad()
@@ -30,11 +31,16 @@ def extrapolated_logps(
     Returns:
         Nats, float32, `(M,)`.
     """
-    # Two sets of logits and their mix are held at once.
-    size = max(1, MAX_LOGITS // (3 * policy.get_output_embeddings().weight.shape[0]))
-    parts = zip(torch.split(hidden, size), torch.split(ref_hidden, size), torch.split(targets, size), strict=True)
-    logps = []
-    for mine, theirs, tokens in parts:
-        mixed = extrapolate(head_logits(policy, mine), head_logits(reference, theirs), extrapolation)
-        logps.append(mixed.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1))
-    return torch.cat(logps)
+
+    def in_chunks() -> Tensor:
+        # Two sets of logits and their mix are held at once.
+        size = max(1, MAX_LOGITS // (3 * policy.get_output_embeddings().weight.shape[0]))
+        parts = zip(torch.split(hidden, size), torch.split(ref_hidden, size), torch.split(targets, size), strict=True)
+        logps = []
+        for mine, theirs, tokens in parts:
+            mixed = extrapolate(head_logits(policy, mine), head_logits(reference, theirs), extrapolation)
+            logps.append(mixed.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1))
+        return torch.cat(logps)
+
+    extrapolated: Tensor = inside(policy, inside, reference, in_chunks)
+    return extrapolated

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +23,7 @@ from lit_align.errors import UserError
 from lit_align.models.adapters import is_adapted, merged_state, with_lora, without_adapter
 from lit_align.models.config import ModelConfig
 from lit_align.models.logprobs import check_head
+from lit_align.models.sharding import whole_state
 from lit_align.models.shared_trunk import save_adapter
 
 
@@ -148,10 +147,7 @@ def save_model(
         folder: Replaced if it is there.
         write: False on the ranks that only take part in the gathering.
     """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    else:
-        state = model.state_dict()
+    state = whole_state(model)
     if not write:
         return
     folder = Path(folder)

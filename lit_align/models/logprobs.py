@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 from lit_align.models.sampling import Sampling
+from lit_align.models.sharding import inside
 from lit_align.models.tree_mask import trunk_inputs
 
 MAX_LOGITS = 2**24
@@ -49,12 +50,13 @@ class TokenStats(NamedTuple):
 
 def token_logps(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
     """Log-probability of `targets (M,)` from the hidden states `(M, H)` that predict them, nats, float32, `(M,)`."""
-    return torch.cat(_in_chunks(_logps, _unwrap(model), hidden, targets, sampling))
+    return torch.cat(inside(model, _in_chunks, _logps, _unwrap(model), hidden, targets, sampling))
 
 
 def token_stats(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
     """As `token_logps`, with the entropy from the same logits."""
-    logps, entropies = zip(*_in_chunks(_stats, _unwrap(model), hidden, targets, sampling), strict=True)
+    chunks = inside(model, _in_chunks, _stats, _unwrap(model), hidden, targets, sampling)
+    logps, entropies = zip(*chunks, strict=True)
     return TokenStats(torch.cat(logps), torch.cat(entropies))
 
 
@@ -65,6 +67,10 @@ def response_hidden(model: Any, batch: GroupBatch) -> Tensor:
 
 def trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
     """The trunk's last hidden states at every position, `(R * T, H)`."""
+    return inside(model, _trunk_hidden, model, batch)
+
+
+def _trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
     below_head = trunk(model)
     output = below_head(**trunk_inputs(below_head, batch.model_inputs), use_cache=False)
     hidden: Tensor = output.last_hidden_state
@@ -73,9 +79,19 @@ def trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
 
 def response_rewards(model: Any, batch: GroupBatch) -> Tensor:
     """The scalar head of a reward model at the last token of each response, float32, `(N,)`."""
-    hidden = trunk_hidden(model, batch).index_select(0, batch.last_index)
-    rewards: Tensor = _unwrap(model).score(hidden).squeeze(-1)
-    return rewards.float()
+    return inside(model, _scores, model, batch, batch.last_index)
+
+
+def response_values(critic: Any, batch: GroupBatch) -> Tensor:
+    """What a separate critic, built like a reward model, expects before each response token: float32, `(M,)`."""
+    return inside(critic, _scores, critic, batch, batch.predict_index)
+
+
+def _scores(model: Any, batch: GroupBatch, index: Tensor) -> Tensor:
+    """The scalar head at these positions of the input, float32."""
+    hidden = _trunk_hidden(model, batch).index_select(0, index)
+    scores: Tensor = _unwrap(model).score(hidden).squeeze(-1)
+    return scores.float()
 
 
 def trunk(model: Any) -> nn.Module:

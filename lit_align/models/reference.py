@@ -15,6 +15,7 @@ from lit_align.errors import UserError
 from lit_align.models.adapters import is_adapted, without_adapter
 from lit_align.models.config import ModelConfig
 from lit_align.models.fingerprint import fingerprint
+from lit_align.models.sharding import local_weights
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -101,7 +102,7 @@ class MovingReference(ReferenceConfig):
     @torch.no_grad()
     def move(self, reference: nn.Module, policy: nn.Module) -> None:
         """One update: reference <- mix policy + (1 - mix) reference."""
-        mine, theirs = ([parameter.detach() for parameter in model.parameters()] for model in (reference, policy))
+        mine, theirs = (local_weights(model) for model in (reference, policy))
         if self.mix == 1:
             torch._foreach_copy_(mine, theirs)
         else:

@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Callback
 
+from lit_align.runtime.fsdp import FSDP2, refuse_other_sharding
 from lit_align.runtime.orderly_end import OrderlyEnd, Stopped
 from lit_align.runtime.resume import RandomState, gather_per_rank
 from lit_align.runtime.samples import log_samples
@@ -12,4 +13,13 @@ def default_callbacks() -> list[Callback]:
     return [RandomState(), OrderlyEnd()]
 
 
-__all__ = ["OrderlyEnd", "RandomState", "Stopped", "default_callbacks", "gather_per_rank", "log_samples"]
+__all__ = [
+    "FSDP2",
+    "OrderlyEnd",
+    "RandomState",
+    "Stopped",
+    "default_callbacks",
+    "gather_per_rank",
+    "log_samples",
+    "refuse_other_sharding",
+]

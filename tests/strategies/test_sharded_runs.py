@@ -1,0 +1,174 @@
+"""Two ranks, with whole weights (DDP) or with sharded ones (FSDP2), take the steps that one process takes, on rows that do not share out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.tensor import DTensor
+
+from lit_align.data import PreferenceData, PromptData, RankingData, SFTData
+from lit_align.data.mini_instruct import PROMPTS
+from lit_align.errors import UserError
+from lit_align.feedback import Judge, MiniInstructGold
+from lit_align.losses.spa import SelfRefinement
+from lit_align.methods import DPO, PPO, RRHF, SFT, SPA, RewardModel, Schedule
+from lit_align.methods.rrhf import Candidates
+from lit_align.models import ModelConfig
+from lit_align.rollout import Response, RolloutConfig, RolloutEngine
+from lit_align.runtime import FSDP2
+
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+ROWS = 7
+ROLLOUT = RolloutConfig(max_new_tokens=5)
+
+
+class Scripted(RolloutEngine):
+    """Says to each prompt what its tokens add up to, so that what is said does not depend on the batch."""
+
+    def sample(self, prompts, k):
+        def words(ids, j):
+            return [3 + (sum(ids) + 3 * j + t) % 15 for t in range(1 + (len(ids) + j) % 4)]
+
+        return [[Response([*words(ids, j), 1], "eos") for j in range(k)] for ids in prompts]
+
+
+class FirstWins(Judge):
+    def __call__(self, first, second):
+        return torch.full((len(first),), 0.7)
+
+
+def scripted(method: type) -> type:
+    """The method, with responses that do not depend on who samples them."""
+
+    class Told(method):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.engine = Scripted()
+
+    return Told
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def build(name: str, policy: ModelConfig) -> LightningModule:
+    gold = MiniInstructGold()
+    common: dict[str, Any] = {"policy": policy, "optimizer": sgd, "lr_scheduler": Schedule()}
+    builds: dict[str, Callable[[], LightningModule]] = {
+        "sft": lambda: SFT(**common),
+        "reward": lambda: RewardModel(**common),
+        "dpo": lambda: DPO(**common),
+        "ppo": lambda: scripted(PPO)(reward=gold, rollout=ROLLOUT, responses_per_prompt=2, **common),
+        "ppo_critic": lambda: scripted(PPO)(reward=gold, rollout=ROLLOUT, critic=policy, **common),
+        "rrhf": lambda: RRHF(**common),
+        "rrhf_online": lambda: scripted(RRHF)(candidates=Candidates(gold, ROLLOUT, 3), **common),
+        "spa": lambda: scripted(SPA)(
+            prompts_per_round=[4, 4], judge=FirstWins(), keep_rounds=False, rollout=ROLLOUT,
+            refinement=SelfRefinement(lambdas=(0.5, 0.25), warmup=0.0), **common,
+        ),
+    }  # fmt: skip
+    return builds[name]()
+
+
+DATA = {"sft": SFTData, "reward": PreferenceData, "dpo": PreferenceData, "rrhf": RankingData}
+
+
+class Trace(Callback):
+    """Metrics of every optimiser step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.steps.append({name: value for name, value in metrics.items() if "/time/" not in name})
+
+
+def run(name: str, start: Path, folder: Path, batch_size: int, **settings: Any) -> dict[str, Any]:
+    """Two epochs of one step each, after which all that is left is on this rank, whole."""
+    seed_everything(4, verbose=False)
+    module = build(name, ModelConfig(str(start)))
+    rows = {"train": "mini_instruct", "max_rows": ROWS}
+    if name not in DATA:
+        path = Path(folder) / f"prompts{os.environ.get('RANK', '')}.jsonl"
+        prompts = PROMPTS if name == "spa" else PROMPTS[:ROWS]
+        path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        rows = {"train": str(path)}
+    trace = Trace()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1 if name == "spa" else 2, default_root_dir=folder, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, logger=False, callbacks=[trace], gradient_clip_val=1.0,
+        **settings,
+    )  # fmt: skip
+    trainer.fit(module, DATA.get(name, PromptData)(**rows, batch_size=batch_size))
+    assert trainer.global_step == 2
+    parameters = list(module.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters) == isinstance(settings.get("strategy"), FSDP2)
+    if module._reference is not None:
+        reference = list(module._reference.model.parameters())
+        assert all(isinstance(p, DTensor) for p in reference) == isinstance(settings.get("strategy"), FSDP2)
+    whole = [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in parameters]
+    return {"parameters": whole, "metrics": trace.steps}
+
+
+def on_a_rank(names: list[str], strategy: str, start: Path, folder: Path) -> dict[str, Any]:
+    return {
+        name: run(
+            name, start, folder, 2 if name == "spa" else (ROWS + 1) // 2, devices=2,
+            strategy=FSDP2() if strategy == "fsdp2" else strategy,
+        )
+        for name in names
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    seed_everything(1, verbose=False)
+    module = SFT(ModelConfig("mini_instruct", init="random", overrides=SMALL))
+    module.configure_model()
+    folder: Path = tmp_path_factory.mktemp("sharded") / "start"
+    module.export(folder)
+    return folder
+
+
+def assert_two_ranks_equal_one(names: list[str], strategy: str, start: Path, folder: Path, on_two_ranks: Any) -> None:
+    of_ranks = on_two_ranks(on_a_rank, names, strategy, start, folder)
+    for name in names:
+        alone = run(name, start, folder, 4 if name == "spa" else ROWS + 1)
+        for rank in of_ranks:
+            for a, b in zip(rank[name]["parameters"], alone["parameters"], strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            for actual, expected in zip(rank[name]["metrics"], alone["metrics"], strict=True):
+                assert actual == pytest.approx(expected, abs=2e-5, rel=2e-5), name
+
+
+def test_sharded_dpo_is_dpo(start, tmp_path, on_two_ranks):
+    assert_two_ranks_equal_one(["dpo"], "fsdp2", start, tmp_path, on_two_ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one(strategy, start, tmp_path, on_two_ranks):
+    names = ["sft", "reward", "ppo", "ppo_critic", "rrhf", "rrhf_online", "spa", "dpo"]
+    assert_two_ranks_equal_one(names, strategy, start, tmp_path, on_two_ranks)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_other_sharding_is_refused(strategy, start):
+    module = SFT(ModelConfig(str(start)))
+    trainer = Trainer(accelerator="cpu", logger=False)
+    trainer._accelerator_connector.strategy = strategy()
+    module.trainer = trainer
+    with pytest.raises(
+        UserError, match=r"is not supported: set trainer.strategy to .class_path: lit_align.runtime.FSDP2"
+    ):
+        module.setup("fit")
