@@ -2,9 +2,20 @@
 
 from callbacks.base import Evaluation
 from callbacks.kl_monitor import KLMonitor
+from callbacks.memory_monitor import MemoryMonitor
 from callbacks.reward_eval import RewardEval
 from callbacks.reward_model_report import RewardModelReport
 from callbacks.sample_table import SampleTable
+from callbacks.spend_time import SpendTime
 from callbacks.win_rate import WinRate
 
-__all__ = ["Evaluation", "KLMonitor", "RewardEval", "RewardModelReport", "SampleTable", "WinRate"]
+__all__ = [
+    "Evaluation",
+    "KLMonitor",
+    "MemoryMonitor",
+    "RewardEval",
+    "RewardModelReport",
+    "SampleTable",
+    "SpendTime",
+    "WinRate",
+]

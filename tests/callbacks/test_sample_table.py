@@ -23,7 +23,7 @@ def table(**changed) -> SampleTable:
 
 
 def test_responses_stand_side_by_side_with_scores(fit_small, start, tmp_path):
-    module, trainer = fit_small("dpo", [table(reward=MiniInstructGold())], logger=RunCSVLogger(tmp_path))
+    _, trainer = fit_small("dpo", [table(reward=MiniInstructGold())], logger=RunCSVLogger(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt"]) for row in rows] == [
         (s, p) for s in (0, 2, 4) for p in PROMPTS[:3] for _ in "12"
