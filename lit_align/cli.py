@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -70,6 +72,10 @@ class AlignmentCLI(LightningCLI):
             if known is None:
                 raise
             raise UserError(known) from error
+        except ValueError as error:
+            if "null byte" in str(error):
+                raise UserError("A path, or a whole config, has a null byte in it, so it is no text.") from error
+            raise
 
     @property
     def run_folder(self) -> RunFolder | None:
@@ -105,6 +111,9 @@ class AlignmentCLI(LightningCLI):
         """Refuses what cannot go well before a model is loaded, and fills in what the config left open."""
         run, command = self.run_folder, str(self.subcommand)
         config = self.config[command]
+        if not isinstance(config.trainer, Namespace):
+            found = "a list" if isinstance(config.trainer, list) else f"{config.trainer!r}"
+            raise UserError(f"trainer: expected settings, as in `trainer: {{max_epochs: 1}}`, found {found}.")
         if config.get("threads"):
             torch.set_num_threads(config.threads)
         ckpt_path, overwrite = config.get("ckpt_path"), config.get("overwrite")
@@ -136,6 +145,11 @@ class AlignmentCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
+            if self._failed is None and "argument after ** must be a mapping" in str(error):
+                raise UserError(
+                    "The config has a list or a single value where a setting has settings of its own: "
+                    "`lit-align fit --model.help <class>` shows which those are."
+                ) from error
             raise original(self._failed or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -148,7 +162,7 @@ class AlignmentCLI(LightningCLI):
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": default_callbacks()}
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
@@ -192,6 +206,7 @@ class AlignmentCLI(LightningCLI):
 
     def _build(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
         try:
+            refuse_null(class_type, kwargs)
             return class_type(*args, **kwargs)
         except Exception as error:
             self._failed = error
@@ -270,6 +285,24 @@ def build_module(config: Path) -> Any:
         return parser.instantiate(parser.parse_object({"model": loaded["model"]})).model
     except ValueError as error:
         raise original(error) from None
+
+
+def refuse_null(class_type: type, arguments: Mapping[str, Any]) -> None:
+    """Refuses `null` for an argument that has to have a value; to the parser it only says that there is none.
+
+    Raises:
+        UserError: There is such an argument.
+    """
+    empty = [name for name, value in arguments.items() if value is None]
+    if not empty:
+        return
+    try:
+        hints = get_type_hints(class_type.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return  # types that only a type checker sees
+    for name in empty:
+        if name in hints and hints[name] is not Any and NoneType not in (hints[name], *get_args(hints[name])):
+            raise UserError(f"{class_type.__name__} needs a value for {name!r}, and the config has null.")
 
 
 def without_secrets(config: Any) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lit_align.cli import Parser
+from lit_align.cli import Parser, refuse_null
 from lit_align.cli_errors import explain, original
 from lit_align.errors import UserError
 
@@ -265,3 +268,19 @@ def test_what_a_constructor_raised_is_found_below_the_report():
     assert original(wrapped) is user_error
     bug = KeyError("x")
     assert original(bug) is bug
+
+
+@dataclass(frozen=True)
+class Given:
+    """A class of someone's own."""
+
+    needed: float = 0.5
+    optional: float | None = 0.5
+    anything: Any = 1
+
+
+def test_null_is_refused_where_a_value_is_needed():
+    refuse_null(Given, {"optional": None, "anything": None, "needed": 1.0})
+    refuse_null(torch.optim.AdamW, {"params": [], "foreach": None})
+    with pytest.raises(UserError, match=r"Given needs a value for 'needed', and the config has null\."):
+        refuse_null(Given, {"needed": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,17 +20,23 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(name: str, quickstart_models: Path, run: Path, *more: str) -> list[str]:
-    """A quickstart config on 96 rows, with a checkpoint at every step."""
+    """A quickstart config on 96 rows, with a checkpoint at every step; 36 steps, 32 of SPA, of its seed and three rounds."""
     given = yaml.safe_load((ROOT / "configs" / "quickstart" / f"{name}.yaml").read_text())
     given["trainer"]["callbacks"] = [
         {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1, "save_top_k": 1}}
     ]
-    given["trainer"] |= {"max_epochs": 3, "log_every_n_steps": 1, "enable_progress_bar": False}
+    epochs = 1 if name == "spa" else 3
+    given["trainer"] |= {"max_epochs": epochs, "log_every_n_steps": 1, "enable_progress_bar": False}
     given["data"]["init_args"] |= {"max_rows": 96, "batch_size": 8, "val": None}
+    model = given["model"]["init_args"]
     if name != "sft":
-        given["model"]["init_args"]["policy"]["path"] = str(quickstart_models / "sft")
-    if name == "ppo":
-        given["model"]["init_args"]["reward"]["init_args"]["model"]["path"] = str(quickstart_models / "reward")
+        model["policy"]["path"] = str(quickstart_models / "sft")
+    for source in ("reward", "judge"):
+        if "model" in model.get(source, {}).get("init_args", {}):
+            model[source]["init_args"]["model"]["path"] = str(quickstart_models / "reward")
+    if name == "spa":
+        model["prompts_per_round"] = [32, 32, 32]
+        model["seed"]["data"]["init_args"] |= {"max_rows": 32, "batch_size": 8}
     config = run.parent / f"{name}.yaml"
     config.write_text(yaml.safe_dump(given))
     return [sys.executable, "-m", "lit_align", "fit", "--config", str(config), "--run", str(run), *more]
@@ -144,3 +151,60 @@ def test_a_killed_run_goes_on_bit_for_bit(name, quickstart_models, tmp_path):
     assert resumed["global_step"] == expected["global_step"]
     for key, value in expected["state_dict"].items():
         assert torch.equal(resumed["state_dict"][key], value), key
+
+
+KILLS = 6
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        *((name, 1) for name in ("sft", "reward", "dpo", "kto", "ppo", "online_dpo", "rrhf_online", "spa")),
+        ("dpo", 2),
+        ("ppo", 2),
+    ],
+)
+def test_killed_again_and_again_it_ends_as_if_it_never_was(name, ranks, quickstart_models, tmp_path):
+    """Killed at moments that nobody chose, in the middle of starting, of a step, or of writing a checkpoint."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    draw = random.Random(f"{name} {ranks}")
+    devices = [f"--trainer.devices={ranks}", *(["--trainer.strategy=ddp"] if ranks > 1 else [])]
+
+    def start(run: str, *more: str) -> subprocess.Popen:
+        with (tmp_path / "stderr").open("w") as stderr:
+            return subprocess.Popen(
+                command(name, quickstart_models, tmp_path / run, *devices, *more),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,  # so that a kill meets every rank
+            )
+
+    def finish(process: subprocess.Popen) -> None:
+        assert process.wait(600) == 0, (tmp_path / "stderr").read_text()[-3000:]
+
+    finish(start("whole"))
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    kills = 0
+    for _ in range(KILLS):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = start("killed", "--ckpt_path=last" if before else "--overwrite=true")
+        while (not last.exists() or last.stat().st_mtime_ns == before) and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.2))
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert kills == KILLS, f"{(tmp_path / 'stderr').read_text()[-3000:]}"
+    process = start("killed", "--ckpt_path=last")
+    time.sleep(draw.uniform(0, 4))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(start("killed", "--ckpt_path=last"))
+
+    expected = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    resumed = torch.load(last, weights_only=True)
+    assert resumed["global_step"] == expected["global_step"] > KILLS
+    for key, value in expected["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], value), key
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")

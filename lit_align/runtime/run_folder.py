@@ -125,8 +125,8 @@ def fill_from_run(config: Namespace, command: str) -> Namespace:
     """
     filled = config.clone()
     trainer = filled.get("trainer")
-    if trainer is None:
-        return filled
+    if not isinstance(trainer, Namespace):
+        return filled  # nothing to fill in, or nonsense that the parser refuses
     # Without a run nothing is written, and where a logger would have written does not matter.
     run = RunFolder(Path(str(config.get("run") or "runs")))
     if config.get("run") is not None and trainer.get("default_root_dir") is None:
