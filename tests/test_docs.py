@@ -22,6 +22,7 @@ import yaml
 import lit_align.losses
 from lit_align import __main__ as dispatcher
 from lit_align.data import schema
+from lit_align.data.mini_instruct import gold
 from lit_align.groups import Group
 from lit_align.losses import PreferenceLoss
 
@@ -208,6 +209,18 @@ def test_what_getting_started_says_to_type(shell: Shell, section: str) -> None:
     for arguments in run:
         here = ON_THIS_MACHINE if "dpo_mine.yaml" in arguments else []
         assert shell.run(made_small([*arguments, *here])) == 0, arguments
+
+
+@pytest.mark.slow
+def test_what_the_way_from_prompts_to_preferences_says_to_type(shell: Shell) -> None:
+    few = {"generate": ["--max_rows", "64"], "annotate": ["--max_rows", "64"]}
+    run = list(commands((DOCS / "annotate.md").read_text(encoding="utf-8")))
+    assert {arguments[0] for arguments in run} == {"generate", "annotate", "data", "fit"}
+    for arguments in run:
+        assert shell.run(made_small([*arguments, *few.get(arguments[0], [])])) == 0, arguments
+    rows = [json.loads(line) for line in (shell.folder / "runs/rlaif/selected.jsonl").read_text().splitlines()]
+    golds = [(gold(row["prompt"], row["chosen"]), gold(row["prompt"], row["rejected"])) for row in rows]
+    assert rows and all(better > worse for better, worse in golds)
 
 
 def test_every_command_and_config_that_is_named_is_there() -> None:
