@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def export(run: Path, out: Path, ckpt: str = "last") -> None:
     that were stopped. The module is built as the run's config.yaml says, and gets the checkpoint's weights.
 
     Args:
-        run: A run folder, or a checkpoint file in the checkpoints/ of one.
+        run: A run folder, or a checkpoint in the checkpoints/ of one.
         out: The folder to write; it must not exist yet.
         ckpt: Which checkpoint of the run: `last`, or the name of a file in its checkpoints/, or a path.
     """
@@ -31,7 +32,7 @@ def export(run: Path, out: Path, ckpt: str = "last") -> None:
     if not callable(getattr(module, "export", None)):
         raise UserError(f"{type(module).__name__} has no method `export(folder)`, so it cannot be exported.")
     module.configure_model()
-    state = read_weights(file)
+    state = read_shards(file, module) if file.is_dir() else read_weights(file)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -48,9 +49,10 @@ def locate(run: Path, ckpt: str) -> tuple[Any, Path]:
     Raises:
         UserError: One of them is not there.
     """
+    from lit_align.runtime.checkpoints import WRITTEN_LAST
     from lit_align.runtime.run_folder import RunFolder, find_checkpoint
 
-    if run.is_file():
+    if run.is_file() or (run / WRITTEN_LAST).is_file():
         if ckpt != "last":
             raise UserError(f"{run} is a checkpoint already, so `--ckpt {ckpt}` has no effect: leave it out.")
         run, ckpt = run.parent.parent, str(run)
@@ -61,11 +63,6 @@ def locate(run: Path, ckpt: str) -> tuple[Any, Path]:
         )
     file = Path(ckpt) if Path(ckpt).exists() else folder.checkpoints / ckpt
     file = Path(find_checkpoint("last" if ckpt == "last" else str(file), folder))
-    if file.is_dir():
-        raise UserError(
-            f"{file} is a checkpoint in shards. Make one file of it first: "
-            f"`python -m lightning.pytorch.utilities.consolidate_checkpoint {file}`, and export that."
-        )
     return folder, file
 
 
@@ -84,3 +81,26 @@ def read_weights(file: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, KeyError, EOFError, RuntimeError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} is no checkpoint that can be read safely: {reason}") from error
+
+
+def read_shards(folder: Path, module: Any) -> dict[str, Any]:
+    """The state dict in a checkpoint that ranks wrote in parts, read by one process. Its index is a pickle: trust who wrote it.
+
+    Raises:
+        UserError: The folder holds something else, or weights of another module.
+    """
+    from torch.distributed import checkpoint
+
+    if not (folder / ".metadata").is_file():
+        raise UserError(f"{folder} is no folder of shards as FSDP2 writes it: it has no .metadata.")
+    state = {"state_dict": module.state_dict()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what no_dist says
+            checkpoint.load(state, checkpoint_id=folder, no_dist=True)
+    except checkpoint.CheckpointException as error:
+        reason = str(next(iter(error.failures.values()))[0])
+        raise UserError(
+            f"The weights in {folder} are not those of the {type(module).__name__} in the run's config.yaml: {reason}"
+        ) from error
+    return state["state_dict"]

@@ -117,6 +117,9 @@ class AlignmentModule(LightningModule, ABC):
         for model in models:
             if not is_sharded(model):
                 shard(model, **options)
+        if any(is_adapted(model) for model in models):
+            # The strategy reads one file weight by weight, and what is frozen is in none; `on_load_checkpoint` checks that.
+            self.strict_loading = False
 
     def keep_reference(self, model: nn.Module, config: ReferenceConfig = FrozenReference()) -> None:
         """Makes `model` as it is now the reference, never in train mode.
@@ -205,11 +208,22 @@ class AlignmentModule(LightningModule, ABC):
         """Notes which reference the run is compared with; its weights stay out of the checkpoint."""
         if self._reference is not None:
             checkpoint["reference_fingerprint"] = self._reference.fingerprint
+        checkpoint["adapted"] = self._adapted()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on against another reference."""
+        """Refuses to go on against another reference, or with an adapter to other weights."""
         if self._reference is not None:
             self._reference.check(checkpoint.get("reference_fingerprint"))
+        for name, found in checkpoint.get("adapted", {}).items():
+            if (mine := self._adapted().get(name)) not in (None, found):
+                raise UserError(
+                    f"The checkpoint holds an adapter to other weights (fingerprint {found}) than those that the path of {name} "
+                    f"gives now ({mine}). Point it at the model the run started from."
+                )
+
+    def _adapted(self) -> dict[str, str]:
+        """Fingerprints of the frozen weights below each adapter."""
+        return {name: str(child.base_fingerprint) for name, child in self.named_children() if is_adapted(child)}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The batch's summed loss, in the form that leaves the division to `on_before_optimizer_step`."""

@@ -76,6 +76,16 @@ def without_adapter(model: Any) -> Any:
     return copy.deepcopy(model, same).unload()
 
 
+def without_weights(model: Any) -> Any:
+    """The model below an adapter as a form that weights can be saved in, which itself has none."""
+    base = model.get_base_model()
+    with torch.device("meta"):
+        form = type(base)(base.config)
+    if hasattr(base, "generation_config"):
+        form.generation_config = base.generation_config
+    return form
+
+
 def merged_state(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights of a plain model that computes what an adapted one does.
 

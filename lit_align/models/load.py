@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lit_align.errors import UserError
-from lit_align.models.adapters import is_adapted, merged_state, with_lora, without_adapter
+from lit_align.models.adapters import is_adapted, merged_state, with_lora, without_weights
 from lit_align.models.config import ModelConfig
 from lit_align.models.logprobs import check_head
 from lit_align.models.sharding import whole_state
@@ -154,7 +154,7 @@ def save_model(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     if is_adapted(model):
-        without_adapter(model).save_pretrained(partial, state_dict=merged_state(model, state))
+        without_weights(model).save_pretrained(partial, state_dict=merged_state(model, state))
         save_adapter(model, state, tokenizer, partial / "adapter")
     else:
         model.save_pretrained(partial, state_dict=state)

@@ -72,15 +72,6 @@ def test_what_is_missing_is_a_sentence(run: Path, tmp_path: Path):
     assert not out.exists()
 
 
-def test_a_sharded_checkpoint_names_the_tool_that_joins_it(run: Path, tmp_path: Path):
-    (run / "checkpoints" / "shards.ckpt").mkdir()
-    torch.save({}, run / "checkpoints" / "shards.ckpt" / "meta.pt")
-    with pytest.raises(
-        UserError, match=r"python -m lightning\.pytorch\.utilities\.consolidate_checkpoint .*shards\.ckpt"
-    ):
-        export(run, tmp_path / "out", ckpt="shards.ckpt")
-
-
 class Code:
     """What no checkpoint should hold."""
 

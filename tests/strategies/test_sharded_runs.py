@@ -1,4 +1,4 @@
-"""Two ranks, with whole weights (DDP) or with sharded ones (FSDP2), take the steps that one process takes, on rows that do not share out."""
+"""Two ranks, with whole weights (DDP) or sharded ones (FSDP2), take the steps of one process on rows that do not share out."""
 
 from __future__ import annotations
 
