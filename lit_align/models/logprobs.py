@@ -13,7 +13,7 @@ from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 from lit_align.models.sampling import Sampling
 from lit_align.models.sharding import inside
-from lit_align.models.tree_mask import trunk_inputs
+from lit_align.models.tree_mask import trunk_states
 
 MAX_LOGITS = 2**24
 """Logits held at once: 64 MiB in float32. More are computed in chunks, and once more in the backward pass."""
@@ -71,10 +71,7 @@ def trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
 
 
 def _trunk_hidden(model: Any, batch: GroupBatch) -> Tensor:
-    below_head = trunk(model)
-    output = below_head(**trunk_inputs(below_head, batch.model_inputs), use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    return hidden.flatten(0, 1)
+    return trunk_states(trunk(model), batch.model_inputs)
 
 
 def response_rewards(model: Any, batch: GroupBatch) -> Tensor:

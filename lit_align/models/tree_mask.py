@@ -1,8 +1,11 @@
-"""Attention over rows that hold trees: a prompt, its responses behind it, and the next prompt behind them.
+"""Rows that hold trees: a prompt, its responses behind it, and the next prompt behind them.
 
 The `shared` layout says with each token how far to the right of it the token may be seen, `visible_until (R, T)`. That is all
 a model needs besides positions that restart; this file puts it in the form each kind of model takes, and finds out by a
 measurement whether a model takes it at all: one that ignores it would train on wrong numbers without a word.
+
+There are two forms, and the numbers are the same. In pieces, see `lit_align.models.tree_attention`, wherever a CPU runs `sdpa`
+and that costs less; else as rows under a mask.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.errors import UserError
+from lit_align.models.tree_attention import IN_PIECES, Trees, cut, is_worth_it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,25 +33,47 @@ _measured: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """The trunks that passed, each with the attention implementation it passed with."""
 
 
-def trunk_inputs(trunk: Any, model_inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a trunk is called with: a batch's model inputs, with `visible_until (R, T)`, if they have it, made into a mask.
+def trunk_states(trunk: Any, model_inputs: Mapping[str, Tensor]) -> Tensor:
+    """A trunk's last hidden states, `(R * T, H)`; of padding anything.
+
+    Args:
+        trunk: Without its head.
+        model_inputs: A batch's; with `visible_until (R, T)` its rows hold trees.
 
     Raises:
         UserError: The trunk cannot run on trees; see `check_trees`.
     """
-    inputs: dict[str, Any] = dict(model_inputs)
-    visible_until = inputs.pop("visible_until", None)
-    if visible_until is None:
-        return inputs
-    check_trees(trunk, visible_until.device)
-    return inputs | {"attention_mask": _attention_mask(trunk, visible_until, inputs["position_ids"])}
+    if "visible_until" not in model_inputs:
+        return _run(trunk, **model_inputs).flatten(0, 1)
+    ids, position_ids, visible_until = (model_inputs[name] for name in ("input_ids", "position_ids", "visible_until"))
+    check_trees(trunk, ids.device)
+    if trunk.config._attn_implementation == IN_PIECES:
+        trees = cut(visible_until, position_ids)
+        if is_worth_it(trees, ids.shape, trunk.get_input_embeddings().embedding_dim):
+            hidden = _run_in_pieces(trunk, ids, position_ids, trees)
+            return hidden.new_zeros(ids.numel(), hidden.shape[-1]).index_copy(0, trees.keep, hidden)
+    mask = _attention_mask(trunk, visible_until, position_ids)
+    return _run(trunk, input_ids=ids, position_ids=position_ids, attention_mask=mask).flatten(0, 1)
+
+
+def _run(trunk: Any, **inputs: Any) -> Tensor:
+    hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _run_in_pieces(trunk: Any, ids: Tensor, position_ids: Tensor, trees: Trees) -> Tensor:
+    """Hidden states of all tokens, `(n, H)`, from rows of any shape."""
+    # A model makes a causal mask of its own unless it is given one of four dimensions, which it leaves as it is.
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    flat, positions = (tensor.flatten()[trees.keep][None] for tensor in (ids, position_ids))
+    return _run(trunk, input_ids=flat, position_ids=positions, attention_mask=no_mask, trees=trees)[0]
 
 
 def check_trees(trunk: Any, device: torch.device) -> None:
     """Refuses a trunk that does not say the same of a response in a tree as of the response alone.
 
     A few tokens are run both ways, once for each model. A sliding window, which would not show within so few, is set to 3
-    meanwhile.
+    meanwhile. A trunk on a CPU that runs `sdpa`, and can run it in pieces, does so from here on.
 
     Args:
         trunk: Without its head.
@@ -60,20 +86,34 @@ def check_trees(trunk: Any, device: torch.device) -> None:
     if _measured.get(trunk) == implementation:
         return
     reason = _known_reason(trunk.config, implementation)
-    if reason is None:
-        off, tolerance = _measure(trunk, device)
-        if not off <= tolerance:
-            reason = (
-                f"it changes its hidden states by {off:.2g} of their size, as a model does that ignores a mask of its "
-                "own, or takes positions from a token's column"
-            )
+    if reason is None and implementation == "sdpa" and device.type == "cpu" and not _has_windows(trunk.config):
+        trunk.config._attn_implementation = IN_PIECES
+        if _why_not(trunk, device) is None:
+            _measured[trunk] = IN_PIECES
+            return
+        trunk.config._attn_implementation = implementation
+    reason = reason or _why_not(trunk, device)
     if reason is not None:
         raise _refusal(trunk, reason)
     _measured[trunk] = implementation
 
 
+def _why_not(trunk: Any, device: torch.device) -> str | None:
+    """What a measurement has against a trunk."""
+    try:
+        off, tolerance = _measure(trunk, device)
+    except Exception as error:
+        return f"given trees, it fails with {type(error).__name__}: {error}"
+    if off <= tolerance:
+        return None
+    return (
+        f"it changes its hidden states by {off:.2g} of their size, as a model does that ignores a mask of its own, or takes "
+        "positions from a token's column"
+    )
+
+
 def _known_reason(config: Any, implementation: str) -> str | None:
-    if implementation not in ("sdpa", "eager"):
+    if implementation not in ("sdpa", "eager", IN_PIECES):
         return f"attn_implementation: {implementation} takes no mask of its own (sdpa and eager do)"
     others = sorted(_kinds(config) - {FULL, SLIDING})
     if others:
@@ -90,6 +130,10 @@ def _refusal(trunk: Any, reason: str) -> UserError:
 
 def _kinds(config: Any) -> set[str]:
     return set(getattr(config, "layer_types", None) or ())
+
+
+def _has_windows(config: Any) -> bool:
+    return SLIDING in _kinds(config) or getattr(config, "sliding_window", None) is not None
 
 
 def _attention_mask(trunk: Any, visible_until: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
@@ -109,7 +153,7 @@ def _attention_mask(trunk: Any, visible_until: Tensor, position_ids: Tensor) -> 
 
 
 def _for_implementation(trunk: Any, mask: Tensor) -> Tensor:
-    if trunk.config._attn_implementation == "sdpa":
+    if trunk.config._attn_implementation != "eager":
         return mask
     dtype = trunk.get_input_embeddings().weight.dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -131,15 +175,15 @@ def _measure(trunk: Any, device: torch.device) -> tuple[float, float]:
         embeddings = trunk.get_input_embeddings()
         hook = embeddings.register_forward_hook(lambda module, inputs, output: computed_in.append(output.dtype))
         try:
-            alone = trunk(input_ids=ids[paths], use_cache=False).last_hidden_state
+            alone = _run(trunk, input_ids=ids[paths])
         finally:
             hook.remove()
-        try:
+        if trunk.config._attn_implementation == IN_PIECES:
+            hidden = _run_in_pieces(trunk, ids[None], position_ids, cut(visible_until, position_ids))
+        else:
             mask = _attention_mask(trunk, visible_until, position_ids)
-            output = trunk(input_ids=ids[None], position_ids=position_ids, attention_mask=mask, use_cache=False)
-        except Exception as error:
-            raise _refusal(trunk, f"given the mask, it fails with {type(error).__name__}: {error}") from error
-    in_tree = output.last_hidden_state[0, paths]
+            hidden = _run(trunk, input_ids=ids[None], position_ids=position_ids, attention_mask=mask)[0]
+    in_tree = hidden[paths]
     off = float((in_tree.float() - alone.float()).norm() / alone.float().norm())
     return off, 1e-3 if computed_in[0] == torch.float32 else 5e-2
 

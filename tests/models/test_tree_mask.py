@@ -26,6 +26,7 @@ from lit_align.data.shared_layout import shared
 from lit_align.errors import UserError
 from lit_align.groups import TokenGroup, preferred_pairs, sum_by_response
 from lit_align.models import response_logps, response_rewards, tree_mask
+from lit_align.models.tree_attention import IN_PIECES
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 WINDOW = {"sliding_window": 4, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -127,7 +128,9 @@ def test_a_model_that_ignores_the_mask_is_refused(monkeypatch, random_groups):
     model = build(LlamaConfig(**SIZES))
     trunk = type(model.base_model)
     forward = trunk.forward
-    monkeypatch.setattr(trunk, "forward", lambda self, attention_mask=None, **inputs: forward(self, **inputs))
+    monkeypatch.setattr(
+        trunk, "forward", lambda self, attention_mask=None, trees=None, **inputs: forward(self, **inputs)
+    )
     with pytest.raises(UserError, match="ignores a mask of its own"):
         response_logps(model, shared(random_groups([2]), pad_id=0))
 
@@ -165,7 +168,7 @@ def test_it_is_made_once_for_each_model_and_implementation(monkeypatch):
         tree_mask.check_trees(model, CPU)
     model.set_attn_implementation("eager")
     tree_mask.check_trees(model, CPU)
-    assert measured == ["sdpa", "eager"]
+    assert measured == [IN_PIECES, "eager"]
     alive = weakref.ref(model)
     del model
     gc.collect()
@@ -196,11 +199,12 @@ def test_bf16_behind_float32_outputs_is_measured_as_bf16():
 def test_the_mask_by_hand():
     batch = shared([TokenGroup([5], [[6, 7], [8]]), TokenGroup([9], [[4]])], pad_id=0, tokens_per_row=4)
     model = build(LlamaConfig(**SIZES)).base_model
-    mask = tree_mask.trunk_inputs(model, batch.model_inputs)["attention_mask"]
+    inputs = (batch.model_inputs["visible_until"], batch.model_inputs["position_ids"])
+    mask = tree_mask._attention_mask(model, *inputs)
     assert mask.shape == (2, 1, 4, 4)
     assert mask[0, 0].long().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
     assert mask[1, 0].long().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     model.set_attn_implementation("eager")
-    added = tree_mask.trunk_inputs(model, batch.model_inputs)["attention_mask"]
+    added = tree_mask._attention_mask(model, *inputs)
     assert torch.equal(added == 0, mask)
     assert (added[~mask] == torch.finfo(torch.float32).min).all()
