@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
@@ -157,6 +156,8 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The W&B run; one that is offline, or records nothing, where none could be started, and on other ranks."""
+        import wandb  # half a second that a run without this logger saves
+
         try:
             return super().experiment
         except (wandb.Error, OSError) as error:
@@ -173,6 +174,8 @@ class RunWandbLogger(WandbLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs a row; what W&B then fails with ends the logging and not the run."""
+        import wandb
+
         try:
             super().log_metrics(metrics, step)
         except (wandb.Error, OSError) as error:
