@@ -30,11 +30,12 @@ class PromptSet:
 
     Args:
         name: Where the prompts are read: as `PromptData.val`. They should be prompts that are not trained on.
-        n_prompts: The first so many, repeated ones not counted.
+        n_prompts: The first so many.
         k: Responses to each prompt.
         rollout: How responses are sampled.
         max_prompt_length: Tokens of a prompt; a longer one loses its beginning.
         with_responses: Whether the rows' own responses are wanted too; rows without a good one are then passed over.
+        distinct: Whether a prompt that comes again is passed over.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class PromptSet:
         rollout: RolloutConfig,
         max_prompt_length: int,
         with_responses: bool = False,
+        distinct: bool = True,
     ) -> None:
         for what, value in {"n_prompts": n_prompts, "k": k, "max_prompt_length": max_prompt_length}.items():
             if value < 1:
@@ -55,6 +57,7 @@ class PromptSet:
         self.rollout = rollout
         self.max_prompt_length = max_prompt_length
         self.with_responses = with_responses
+        self.distinct = distinct
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -63,14 +66,14 @@ class PromptSet:
         Raises:
             UserError: There are none, or a row has none.
         """
-        distinct: dict[str, Group] = {}
+        groups: dict[str | int, Group] = {}
         for group in self._read():
-            if len(distinct) == self.n_prompts:
+            if len(groups) == self.n_prompts:
                 break
-            distinct.setdefault(json.dumps(group.prompt), group)
-        if not distinct:
+            groups.setdefault(json.dumps(group.prompt) if self.distinct else len(groups), group)
+        if not groups:
             raise UserError(f"{self.name} holds no prompts{' with a good response' if self.with_responses else ''}.")
-        return list(distinct.values())
+        return list(groups.values())
 
     @property
     def texts(self) -> list[Text]:

@@ -60,6 +60,26 @@ def token_kls(policy: Any, reference: Any, batch: GroupBatch, temperature: float
     return TokenKLs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def answer_batches(
+    trainer: Trainer, module: LightningModule, answers: Sequence[Answer], batch_size: int = 32
+) -> Iterator[GroupBatch]:
+    """Answers laid out for the models, on the module's device; inside, the run's precision and whole weights.
+
+    Args:
+        trainer: Training.
+        module: Has the policy that the answers were sampled from, and its tokenizer.
+        answers: Any number of them.
+        batch_size: Answers that the models read at once.
+    """
+    tokenizer: Any = module.tokenizer
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    with gathered(module.policy), trainer.precision_plugin.forward_context():  # type: ignore[arg-type]
+        for start in range(0, len(answers), batch_size):
+            some = answers[start : start + batch_size]
+            groups = [TokenGroup(answer.prompt_ids, [answer.response_ids]) for answer in some]
+            yield padded(groups, pad_id=pad_id).to(module.device)
+
+
 def answer_kls(
     trainer: Trainer,
     module: LightningModule,
@@ -68,24 +88,17 @@ def answer_kls(
     temperature: float = 1.0,
     batch_size: int = 32,
 ) -> Iterator[TokenKLs]:
-    """KL estimates of the tokens of one answer after the other, on the CPU, in the run's precision.
+    """KL estimates of the tokens of one answer after the other, on the CPU.
 
     Args:
         trainer: Training.
-        module: Has the policy that the answers were sampled from, and its tokenizer.
+        module: As in `answer_batches`.
         reference: What the policy is compared with.
         answers: Any number of them.
         temperature: See `token_kls`.
         batch_size: Answers that the models read at once.
     """
-    policy: Any = module.policy
-    tokenizer: Any = module.tokenizer
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with gathered(policy), trainer.precision_plugin.forward_context():
-        for start in range(0, len(answers), batch_size):
-            some = answers[start : start + batch_size]
-            groups = [TokenGroup(answer.prompt_ids, [answer.response_ids]) for answer in some]
-            batch = padded(groups, pad_id=pad_id).to(module.device)
-            kls = torch.stack(token_kls(policy, reference, batch, temperature)).cpu()
-            for of_answer in torch.split(kls, batch.response_lengths.tolist(), dim=1):
-                yield TokenKLs(*of_answer)
+    for batch in answer_batches(trainer, module, answers, batch_size):
+        kls = torch.stack(token_kls(module.policy, reference, batch, temperature)).cpu()
+        for of_answer in torch.split(kls, batch.response_lengths.tolist(), dim=1):
+            yield TokenKLs(*of_answer)
