@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -19,6 +19,7 @@ TEMPLATE = (
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "40m": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
     "0.5b": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 16},
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, "num_attention_heads": 32},
@@ -41,6 +42,16 @@ def real_pairs(data: Path) -> list[dict[str, Any]]:
     ]
 
 
+def real_rankings(data: Path, k: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rankings with real lengths: the prompts of `real_pairs`, each with k of all their responses, best first."""
+    pairs, rng = real_pairs(data), random.Random(seed)
+    responses = [pair[side][0]["content"] for pair in pairs for side in ("chosen", "rejected")]
+    return [
+        {"prompt": pair["prompt"], "responses": rng.sample(responses, k), "scores": [*range(k, 0, -1)]}
+        for pair in pairs
+    ]
+
+
 def made_up_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of random words with lengths about those of UltraFeedback: lognormal, prompts of 120 and responses of 220 words."""
     rng = random.Random(seed)
@@ -59,7 +70,26 @@ def made_up_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def write_material(folder: Path, rows: list[dict[str, Any]], size: str, vocab: int, max_length: int) -> None:
+def made_up_prompts(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts of random words, 8 to 48 of them."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(400)]
+    return [
+        {"prompt": [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(8, 48)))}]} for _ in range(n)
+    ]
+
+
+def write_reward_model(folder: Path) -> None:
+    """Writes `reward/` beside `model/`: a reward model of the same size with random weights."""
+    config = LlamaConfig.from_pretrained(folder / "model", num_labels=1)
+    torch.manual_seed(1)
+    LlamaForSequenceClassification(config).save_pretrained(folder / "reward")
+    PreTrainedTokenizerFast.from_pretrained(folder / "model").save_pretrained(folder / "reward")
+
+
+def write_material(
+    folder: Path, rows: list[dict[str, Any]], size: str, vocab: int, max_length: int, *, reward: bool = False
+) -> None:
     """Writes `model/` (weights and tokenizer) and `rows.jsonl` into a folder, without rows that the sides would cut.
 
     Args:
@@ -68,6 +98,7 @@ def write_material(folder: Path, rows: list[dict[str, Any]], size: str, vocab: i
         size: A key of `SIZES`.
         vocab: Entries of the vocabulary; where the rows do not give so many, the embedding is that large all the same.
         max_length: Tokens of a prompt and any one of its responses, and the model's positions.
+        reward: Whether the model has one scalar head instead of a vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -90,18 +121,24 @@ def write_material(folder: Path, rows: list[dict[str, Any]], size: str, vocab: i
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,
+        num_labels=1,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    (LlamaForSequenceClassification if reward else LlamaForCausalLM)(config).save_pretrained(folder / "model")
     short = [row for row in rows if max(_lengths(row, fast)) <= max_length]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
 
 
 def _lengths(row: dict[str, Any], tokenizer: Any) -> list[int]:
-    chats = [row["prompt"] + row[side] for side in ("chosen", "rejected")]
+    chats = [[*row["prompt"], {"role": "assistant", "content": response}] for response in _responses(row)]
     return [len(tokenizer(tokenizer.apply_chat_template(chat, tokenize=False))["input_ids"]) for chat in chats]
+
+
+def _responses(row: dict[str, Any]) -> list[str]:
+    found: list[str] = row.get("responses") or [row[side][0]["content"] for side in ("chosen", "rejected")]
+    return found
 
 
 def _texts(rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
-        for turns in row.values():
-            yield from (turn["content"] for turn in turns)
+        yield from (turn["content"] for turn in row["prompt"])
+        yield from _responses(row)
