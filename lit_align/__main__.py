@@ -157,7 +157,17 @@ def run_trainer() -> int:
         return TERMINATED
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    finally:
+        leave_ranks()
     return 0
+
+
+def leave_ranks() -> None:
+    """Ends the threads of gloo, which Lightning leaves running: an interpreter that ends meanwhile aborts once in a while."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def refuse(message: str) -> int:

@@ -89,16 +89,17 @@ def read_shards(folder: Path, module: Any) -> dict[str, Any]:
     Raises:
         UserError: The folder holds something else, or weights of another module.
     """
-    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     if not (folder / ".metadata").is_file():
         raise UserError(f"{folder} is no folder of shards as FSDP2 writes it: it has no .metadata.")
-    state = {"state_dict": module.state_dict()}
+    state: dict[str, dict[str, Any]] = {"state_dict": module.state_dict()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what no_dist says
-            checkpoint.load(state, checkpoint_id=folder, no_dist=True)
-    except checkpoint.CheckpointException as error:
+            load(state, checkpoint_id=folder, no_dist=True)
+    except CheckpointException as error:
         reason = str(next(iter(error.failures.values()))[0])
         raise UserError(
             f"The weights in {folder} are not those of the {type(module).__name__} in the run's config.yaml: {reason}"

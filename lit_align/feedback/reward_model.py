@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from lit_align.errors import UserError
 from lit_align.feedback.reading import AnswerReader
 from lit_align.feedback.source import Answer, RewardSource, Scores
-from lit_align.models import ModelConfig, load_reward_model
+from lit_align.models import ModelConfig, gathered, load_reward_model, placed
 
 
 class RewardModelReward(RewardSource):
@@ -38,12 +39,17 @@ class RewardModelReward(RewardSource):
         self.model_config = model
         self._reader = AnswerReader(model.path, model, batch_size, max_length)
         self._device = torch.device("cpu")
+        self._policy: Any = None
+
+    def attach(self, policy: Any) -> None:
+        """Notes the policy: where that is sharded, the reward model is sharded beside it."""
+        self._policy = policy
 
     def to(self, device: torch.device | str) -> None:
         """Moves the model, now or when it is loaded."""
         self._device = torch.device(device)
         if "model" in vars(self):
-            self.model.to(self._device)
+            placed(self.model, self._device, self._policy)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -59,7 +65,8 @@ class RewardModelReward(RewardSource):
                 f"{self.model_config.path!r} holds a {', '.join(kinds) or 'model of no known kind'} and no reward head, so its "
                 "rewards would be random. Name a folder that the RewardModel method exported, or another sequence classifier."
             )
-        return model.requires_grad_(False).eval().to(self._device)
+        frozen: PreTrainedModel = placed(model.requires_grad_(False).eval(), self._device, self._policy)
+        return frozen
 
     def __call__(self, answers: Sequence[Answer]) -> Scores:
         """The model's rewards.
@@ -68,4 +75,6 @@ class RewardModelReward(RewardSource):
             UserError: The chat template refuses a prompt, or a reward is not finite.
         """
         bias = getattr(self.model.config, "reward_bias", 0.0)
-        return Scores(self._reader.rewards(self.model, answers, bias, self._device), {})
+        # Ranks have answers of different lengths, and run the model different numbers of times.
+        with gathered(self.model):
+            return Scores(self._reader.rewards(self.model, answers, bias, self._device), {})

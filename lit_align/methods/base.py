@@ -217,8 +217,8 @@ class AlignmentModule(LightningModule, ABC):
         for name, found in checkpoint.get("adapted", {}).items():
             if (mine := self._adapted().get(name)) not in (None, found):
                 raise UserError(
-                    f"The checkpoint holds an adapter to other weights (fingerprint {found}) than those that the path of {name} "
-                    f"gives now ({mine}). Point it at the model the run started from."
+                    f"The checkpoint holds an adapter to other weights (fingerprint {found}) than those that the path of "
+                    f"{name} gives now ({mine}). Point it at the model the run started from."
                 )
 
     def _adapted(self) -> dict[str, str]:

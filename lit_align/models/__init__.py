@@ -22,7 +22,7 @@ from lit_align.models.reference import (
     frozen_copy,
 )
 from lit_align.models.sampling import Sampling
-from lit_align.models.sharding import gathered, inside, is_sharded, shard
+from lit_align.models.sharding import gathered, inside, is_sharded, placed, shard
 from lit_align.models.shared_trunk import RewardOnTrunk, reward_on_trunk
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "load_policy",
     "load_reward_model",
     "load_tokenizer",
+    "placed",
     "response_hidden",
     "response_logps",
     "response_rewards",

@@ -58,6 +58,8 @@ class ModelConfig:
         attn_implementation: As in transformers: `sdpa`, `eager`, `flash_attention_2`, ...
         dropout: Sets every dropout rate of the model's configuration. 0 for alignment methods: a policy that is compared
             with a reference must not be noisy.
+        activation_checkpointing: Keeps only the input of each layer for the backward pass, and computes the rest again: a third
+            more time for a fraction of the memory. Of no effect where nothing is trained.
         lora: Trains a low-rank adapter instead of all weights; a reward head is still trained in full. `{}` for the defaults.
         trust_remote_code: Runs Python code that the folder or hub repository brings. Only for sources you trust.
         revision: Branch, tag or commit of a hub repository.
@@ -72,6 +74,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attn_implementation: str = "sdpa"
     dropout: float = 0.0
+    activation_checkpointing: bool = False
     lora: LoRAConfig | None = None
     trust_remote_code: bool = False
     revision: str | None = None

@@ -178,6 +178,8 @@ def _model_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def _adapted(model: PreTrainedModel, config: ModelConfig) -> Any:
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model if config.lora is None else with_lora(model, config.lora)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 T = TypeVar("T")
-INSIDE = "lit_align_inside"
+INSIDE, OPTIONS = "lit_align_inside", "lit_align_sharded"
 
 
 def shard(model: nn.Module, **options: Any) -> None:
@@ -31,6 +31,7 @@ def shard(model: nn.Module, **options: Any) -> None:
     for block in _blocks(model):
         fully_shard(block, **options)
     fully_shard(model, **options)
+    setattr(model, OPTIONS, options)
     setattr(model, INSIDE, MethodType(_call, model))
     register_fsdp_forward_method(model, INSIDE)
 
@@ -40,6 +41,16 @@ def inside(model: Any, function: Callable[..., T], *arguments: Any) -> T:
     call = getattr(model, INSIDE, None)
     result: T = function(*arguments) if call is None else call(function, *arguments)
     return result
+
+
+def placed(model: Any, device: torch.device, beside: nn.Module | None) -> Any:
+    """A frozen model on its device; or sharded, in its own precision, where the model that it stands beside is."""
+    if is_sharded(model):
+        return model
+    if beside is None or not is_sharded(beside):
+        return model.to(device)
+    shard(model, **{name: value for name, value in getattr(beside, OPTIONS).items() if name != "mp_policy"})
+    return model
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from lit_align.errors import UserError
 
@@ -18,6 +18,8 @@ class FSDP2(ModelParallelStrategy):
     sampled the policy's weights are whole on every device. Batches, steps and results are those of DDP.
 
     Under `precision: bf16-mixed` layers are gathered in bfloat16, and gradients are reduced in float32.
+
+    In a config it is `strategy: fsdp2`, or `fsdp2_offload`; with other arguments `class_path: lit_align.runtime.FSDP2`.
 
     Args:
         cpu_offload: Keeps shards of weights, gradients and optimiser in the machine's memory, and steps there. Slow; for a
@@ -80,6 +82,10 @@ class FSDP2(ModelParallelStrategy):
                 child.to(self.root_device)
 
 
+StrategyRegistry.register("fsdp2", FSDP2, "FSDP2 over all devices; its checkpoints are folders")
+StrategyRegistry.register("fsdp2_offload", FSDP2, "FSDP2 with shards in the machine's memory", cpu_offload=True)
+
+
 def refuse_other_sharding(trainer: Trainer) -> None:
     """Refuses strategies that shard in a way that the methods are not made for.
 
@@ -90,6 +96,6 @@ def refuse_other_sharding(trainer: Trainer) -> None:
     other_mesh = isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2)
     if other_mesh or isinstance(strategy, FSDPStrategy) or type(strategy).__name__ == "DeepSpeedStrategy":
         raise UserError(
-            f"{type(strategy).__name__} is not supported: set trainer.strategy to {{class_path: lit_align.runtime.FSDP2}}, "
-            "which shards weights, gradients and optimiser over all devices."
+            f"{type(strategy).__name__} is not supported: set trainer.strategy to fsdp2, which shards weights, gradients and "
+            "optimiser over all devices."
         )

@@ -1,4 +1,4 @@
-"""Checkpoints of sharded runs: in parts and in one file, resumed and exported; with an adapter no larger than what is trained."""
+"""Checkpoints of sharded runs: in parts and in one file, resumed and exported; with an adapter only what is trained."""
 
 from __future__ import annotations
 
