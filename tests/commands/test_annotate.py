@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from openai_server import Reply, running, said
 
 from lit_align import __main__ as dispatcher
 from lit_align.commands.annotate import annotate
@@ -231,6 +235,47 @@ def test_killed_no_verdict_is_lost_and_none_repeated(folder: Path) -> None:
     (folder / "asked.txt").write_text("")
     annotate("responses.jsonl", folder / "whole.jsonl", ["paid.Paid"], pairs="all", batch_size=2)
     assert asked(folder) == resumed
+    assert (folder / "whole.jsonl").read_bytes() == (folder / "out.jsonl").read_bytes()
+
+
+@pytest.mark.slow  # another process has to import torch first
+def test_killed_while_a_paid_server_judges_no_answer_is_lost_and_none_repeated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def holds_the_last_before_the_kill(body: dict[str, Any], number: int) -> Reply:
+        if number == 30:
+            arrived.set()
+            go_on.wait(60)
+        first = 0.5 + len(body["messages"][-1]["content"]) % 40 / 100
+        return said("A", {"A": math.log(first), "B": math.log(1 - first)})
+
+    with running(holds_the_last_before_the_kill) as server:
+        endpoint = {"url": server.url, "model": "judge", "cache": "answers.sqlite", "concurrency": 1}
+        model = {"class_path": "lit_align.feedback.Endpoint", "init_args": endpoint}
+        judge = json.dumps({"class_path": "LLMJudge", "init_args": {"model": model}})
+        arguments = ["annotate", "responses.jsonl", "--judge", judge, "--pairs", "all", "--batch_size", "2"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lit_align", *arguments, "--out", "out.jsonl"], env=environment
+        )
+        try:
+            assert arrived.wait(120)
+        finally:
+            process.kill()
+            process.wait()
+        under_way = json.dumps(server.bodies[30])
+        go_on.set()
+        annotate("responses.jsonl", folder / "out.jsonl", [judge], pairs="all", batch_size=2)
+        requests = Counter(json.dumps(body) for body in server.bodies)
+        assert requests.pop(under_way) == 2  # its answer never arrived
+        assert len(requests) > 100
+        assert set(requests.values()) == {1}
+        bought = len(server.bodies)
+        annotate("responses.jsonl", folder / "whole.jsonl", [judge], pairs="all", batch_size=2)
+        assert len(server.bodies) == bought
     assert (folder / "whole.jsonl").read_bytes() == (folder / "out.jsonl").read_bytes()
 
 
