@@ -1,7 +1,8 @@
 """Two sides that do the same work in turn, each in a process of its own, so that a busy machine slows both.
 
 A side is a script that builds what it needs, prints a line of JSON and then waits. Each line it reads makes it do one unit of
-work (a training step, a rollout) and print a line of JSON: what it computed, to be compared, and how long that took.
+work (a training step, a rollout) and print a line of JSON: what it computed, to be compared, and how long that took, by the
+clock and in time of the processor. With one thread on a CPU the latter is what counts where other processes want the core too.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ class Served:
         self.baseline = baseline
         self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        self._began = 0.0
+        self._began = (0.0, 0.0)
 
     def wait(self, **said: Any) -> None:
         """Says what came of the work done so far, and returns when more is asked for; ends the process when none is."""
-        seconds = time.perf_counter() - self._began if self._began else 0.0
-        print(json.dumps({"seconds": seconds, "memory": peak() - self.baseline, **said}), file=self._out, flush=True)
+        clock, processor = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        cost = {"seconds": clock, "cpu_seconds": processor, "memory": peak() - self.baseline}
+        print(json.dumps({**cost, **said}), file=self._out, flush=True)
         if not sys.stdin.readline():
             os._exit(0)
-        self._began = time.perf_counter()
+        self._began = (time.perf_counter(), time.process_time())
 
 
 class Side:
@@ -102,13 +104,17 @@ class Result(NamedTuple):
         peer: The same of the other side.
         ratio: Median of the paired ratios peer / ours: above 1 where we are faster.
         spread: The lower and upper quartile of these ratios.
-        memory_ratio: Ours / peer's peak memory over each process's own baseline: below 1 where we need less.
+        cpu_ratio: As `ratio`, of the processor's time.
+        memory: Ours, the most over the process's own baseline, MiB.
+        memory_ratio: That over the peer's: below 1 where we need less.
     """
 
     ours: float
     peer: float
     ratio: float
     spread: tuple[float, float]
+    cpu_ratio: float
+    memory: float
     memory_ratio: float
 
 
@@ -125,6 +131,7 @@ def compare(
         check: Raises where two answers to the same unit differ.
     """
     times: list[tuple[float, float]] = []
+    cpu_ratios: list[float] = []
     for number in range(warm_up + repeats):
         first, second = (ours, peer) if number % 2 else (peer, ours)
         answers = {id(first): first.work(), id(second): second.work()}
@@ -132,6 +139,7 @@ def compare(
         check(mine, theirs)
         if number >= warm_up:
             times.append((mine["seconds"], theirs["seconds"]))
+            cpu_ratios.append(theirs["cpu_seconds"] / mine["cpu_seconds"])
     ratios = sorted(b / a for a, b in times)
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return Result(
@@ -139,6 +147,8 @@ def compare(
         statistics.median(b for _, b in times),
         statistics.median(ratios),
         (quartiles[0], quartiles[2]),
+        statistics.median(cpu_ratios),
+        mine["memory"],
         mine["memory"] / theirs["memory"],
     )
 
@@ -148,6 +158,13 @@ def report(benchmark: str, result: Result, settings: Mapping[str, Any]) -> None:
     low, high = result.spread
     print(
         f"{benchmark}: {result.ours:.3f} s ours, {result.peer:.3f} s the peer's: {result.ratio:.2f} times as fast "
-        f"({low:.2f} to {high:.2f}), with {result.memory_ratio:.2f} of its memory. {dict(settings)}"
+        f"({low:.2f} to {high:.2f}; {result.cpu_ratio:.2f} in processor time), with {result.memory_ratio:.2f} of its memory. "
+        f"{dict(settings)}"
     )
     print(json.dumps({"benchmark": benchmark, **result._asdict(), "settings": dict(settings)}))
+
+
+def check_losses(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
+    """Raises where the losses of one step differ by more than bf16 explains."""
+    if abs(ours["loss"] - peer["loss"]) > 0.01 * abs(peer["loss"]) + 1e-3:
+        raise SystemExit(f"The losses differ, so the work does too: {ours['loss']} ours, {peer['loss']} the peer's.")
