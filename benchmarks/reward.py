@@ -4,11 +4,11 @@
                                 [--layout shared|padded] [--threads 2] [--device cpu] [--repeats 10]
 
 PYTHON is that of an environment with TRL 1.16. The rows are the prompts of `dpo_en_demo.json` in that folder, each with K
-responses drawn from all of that file. Ours runs a prompt and its K responses once; TRL's RewardTrainer knows pairs, so it is given
-all K (K - 1) / 2 of a ranking, `--peer-batch` at a time with accumulation: as many optimiser steps on the same comparisons. A step
-is what a batch costs the user, under bf16-mixed, in each library's own trainer, and the losses must agree to 1 %. TRL is set to
-its best: no gradient checkpointing, few pairs at once, which on a CPU is less padding. On a busy machine take one thread, and
-read the ratio of processor time.
+responses drawn from all of that file. Ours runs a prompt and its K responses once; TRL's RewardTrainer knows pairs, so it is
+given all K (K - 1) / 2 of a ranking, `--peer-batch` at a time with accumulation: as many optimiser steps on the same
+comparisons. A step is what a batch costs the user, under bf16-mixed, in each library's own trainer, and the losses must agree
+to 1 %. TRL is set to its best: no gradient checkpointing, few pairs at once, which on a CPU is less padding. On a busy
+machine take one thread, and read the ratio of processor time.
 """
 
 from __future__ import annotations
