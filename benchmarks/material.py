@@ -124,7 +124,7 @@ def write_material(
         num_labels=1,
     )
     (LlamaForSequenceClassification if reward else LlamaForCausalLM)(config).save_pretrained(folder / "model")
-    short = [row for row in rows if max(_lengths(row, fast)) <= max_length]
+    short = [row for row in rows if max(_lengths(row, fast), default=0) <= max_length]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
 
 
@@ -134,7 +134,8 @@ def _lengths(row: dict[str, Any], tokenizer: Any) -> list[int]:
 
 
 def _responses(row: dict[str, Any]) -> list[str]:
-    found: list[str] = row.get("responses") or [row[side][0]["content"] for side in ("chosen", "rejected")]
+    sides = (row[side][0]["content"] for side in ("chosen", "rejected") if side in row)
+    found: list[str] = row.get("responses") or [*sides]
     return found
 
 
