@@ -5,7 +5,7 @@
 On `mini_instruct`, where everything but the labels is exact. Each round shows the labeller ten prompts with a hundred fresh
 responses each, drawn from the demonstrator; the strategy picks ten pairs among them, which are labelled by a Bradley-Terry
 model on gold, as the task's own preferences are; then the ensemble is fitted anew to all labels. What is measured is the gold
-score, exact, of the policy that maximises the ensemble's mean reward at a KL of `--kl` nats from the demonstrator.
+score, exact, of the policies that maximise the ensemble's mean reward at some KLs from the demonstrator.
 
 The reward models are linear in features of a response (`features`): of each word whether it occurs and how often, counts by
 part of speech, length and repeats. Gold is linear in them too, so it can be learned, and is one of very many functions that
@@ -42,6 +42,8 @@ NEWTON_STEPS = 50
 CONVERGED = 1e-6
 """Newton's decrement at which a fit ends: the loss is then within its square of the least."""
 REPORTED = (50, 100, 200, 400)
+KLS = (4.0, 5.5, 7.0)
+"""How far the policy may go from the demonstrator, nats."""
 
 
 def main() -> None:
@@ -49,7 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(100, 108)))
     parser.add_argument("--strategies", nargs="+", default=list(get_args(Strategy)), choices=get_args(Strategy))
-    parser.add_argument("--kl", type=float, default=4.0, help="Nats that the policy may go from the demonstrator.")
     parser.add_argument("--out", type=Path, default=Path("runs/active"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,41 +58,42 @@ def main() -> None:
     file = given.out / "active.jsonl"
     for seed in given.seeds:
         for strategy in given.strategies:
-            if (strategy, seed, given.kl) in read(file):
+            if (strategy, seed) in read(file):
                 continue
-            gold = run(strategy, seed, given.kl)
+            gold = run(strategy, seed)
             with file.open("a") as lines:
-                lines.write(json.dumps({"strategy": strategy, "seed": seed, "kl": given.kl, "gold": gold}) + "\n")
-            print(strategy, seed, [round(value, 2) for value in gold], flush=True)
+                lines.write(json.dumps({"strategy": strategy, "seed": seed, "gold": gold}) + "\n")
+            print(strategy, seed, gold, flush=True)
     report(read(file), given)
 
 
-def read(file: Path) -> dict[tuple[str, int, float], list[float]]:
-    """The runs that are through, by strategy, seed and KL."""
+def read(file: Path) -> dict[tuple[str, int], list[list[float]]]:
+    """The runs that are through, by strategy and seed: gold by number of labels and by KL."""
     lines = file.read_text().splitlines() if file.exists() else []
-    return {(row["strategy"], row["seed"], row["kl"]): row["gold"] for row in map(json.loads, lines)}
+    return {(row["strategy"], row["seed"]): row["gold"] for row in map(json.loads, lines)}
 
 
-def report(known: dict[tuple[str, int, float], list[float]], given: argparse.Namespace) -> None:
-    """Means with 95 % intervals over the seeds, and what is gained over uniform pairs with the same seed."""
-    best = Frontier(demonstrator_logps(), gold_scores()).best_reward(given.kl)
-    without = expected_reward(demonstrator_logps(), gold_scores()).mean().item()
-    print(f"\nbest possible gold at this KL: {best:.2f}; the demonstrator's {without:.2f}\n")
-    rows = {name: [known[name, seed, given.kl] for seed in given.seeds] for name in given.strategies}
-    print(f"| labels | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
-    for number, labels in enumerate(REPORTED):
-        cells = [interval([gold[number] for gold in of]) for of in rows.values()]
-        print(f"| {labels} | {' | '.join(cells)} |")
-    if {"uniform", "thompson"} <= rows.keys():
-        print("\n| thompson's labels | uniform's labels | difference in gold |\n|---|---|---|")
-        numbers = range(len(REPORTED))
-        for ours, theirs in [(i, j) for i in numbers for j in (i, i + 1) if j in numbers]:
-            gains = [t[ours] - u[theirs] for t, u in zip(rows["thompson"], rows["uniform"], strict=True)]
-            print(f"| {REPORTED[ours]} | {REPORTED[theirs]} | {interval(gains, '+')} |")
+def report(known: dict[tuple[str, int], list[list[float]]], given: argparse.Namespace) -> None:
+    """Means with 95 % intervals over the seeds, and Thompson's less uniform's with as many labels and with the next number."""
+    frontier = Frontier(demonstrator_logps(), gold_scores())
+    rows = {name: [known[name, seed] for seed in given.seeds] for name in given.strategies}
+    for k, kl in enumerate(KLS):
+        print(f"\nKL {kl}: at most {frontier.best_reward(kl):.2f}\n")
+        print(f"| labels | {' | '.join(rows)} |\n|---|{'---|' * len(rows)}")
+        for number, labels in enumerate(REPORTED):
+            cells = [interval([gold[number][k] for gold in of]) for of in rows.values()]
+            print(f"| {labels} | {' | '.join(cells)} |")
+        if {"uniform", "thompson"} <= rows.keys():
+            print("\n| thompson's labels | uniform's labels | difference in gold |\n|---|---|---|")
+            numbers = range(len(REPORTED))
+            for ours, theirs in [(i, j) for i in numbers for j in (i, i + 1) if j in numbers]:
+                pairs = zip(rows["thompson"], rows["uniform"], strict=True)
+                gains = [thompson[ours][k] - uniform[theirs][k] for thompson, uniform in pairs]
+                print(f"| {REPORTED[ours]} | {REPORTED[theirs]} | {interval(gains, '+')} |")
 
 
-def run(strategy: Strategy, seed: int, kl: float) -> list[float]:
-    """Gold after each number of labels in `REPORTED`."""
+def run(strategy: Strategy, seed: int) -> list[list[float]]:
+    """Gold after each number of labels in `REPORTED`, at each of `KLS`."""
     generator = torch.Generator().manual_seed(seed)
     probs = demonstrator_logps().exp()
     differences: list[Tensor] = []
@@ -115,7 +117,7 @@ def run(strategy: Strategy, seed: int, kl: float) -> list[float]:
         label_weights = torch.cat([label_weights, -drawn.log()], dim=1)
         members = fitted(torch.stack(differences), label_weights, anchors, members)
         if len(differences) in REPORTED:
-            reached.append(gold_at(members.mean(0), kl))
+            reached.append(gold_at(members.mean(0)))
     return reached
 
 
@@ -147,11 +149,12 @@ def fitted(differences: Tensor, label_weights: Tensor, anchors: Tensor, start: T
     return weights
 
 
-def gold_at(weights: Tensor, kl: float) -> float:
-    """Gold of the policy that has the most of a reward at a KL, over all responses, exactly; weights `(D,)`."""
+def gold_at(weights: Tensor) -> list[float]:
+    """Gold, over all responses and exactly, of the policies that have the most of a reward at each of `KLS`; weights `(D,)`."""
     rewards = features() @ weights
-    beta = Frontier(demonstrator_logps(), rewards).beta_at(kl)
-    return expected_reward(optimal_policy(demonstrator_logps(), rewards, beta), gold_scores()).mean().item()
+    frontier = Frontier(demonstrator_logps(), rewards)
+    policies = [optimal_policy(demonstrator_logps(), rewards, frontier.beta_at(kl)) for kl in KLS]
+    return [expected_reward(policy, gold_scores()).mean().item() for policy in policies]
 
 
 @cache
