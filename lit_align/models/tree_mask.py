@@ -5,7 +5,7 @@ a model needs besides positions that restart; this file puts it in the form each
 measurement whether a model takes it at all: one that ignores it would train on wrong numbers without a word.
 
 There are two forms, and the numbers are the same. In pieces, see `lit_align.models.tree_attention`, wherever a CPU runs `sdpa`
-and that costs less; else as rows under a mask.
+and that costs less; else as rows under a mask, which `flex_attention` takes as blocks and skips where nothing is seen.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lit_align.models.tree_attention import IN_PIECES, Trees, cut, is_worth_it
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FLEX = "flex_attention"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 OWN_LIMITS = ("window_size", "attention_chunk_size", "keep_window_size", "index_topk", "indexer_budget")
@@ -85,7 +86,7 @@ def check_trees(trunk: Any, device: torch.device) -> None:
     implementation = trunk.config._attn_implementation
     if _measured.get(trunk) == implementation:
         return
-    reason = _known_reason(trunk.config, implementation)
+    reason = _known_reason(trunk.config, implementation, device)
     if reason is None and implementation == "sdpa" and device.type == "cpu" and not _has_windows(trunk.config):
         trunk.config._attn_implementation = IN_PIECES
         if _why_not(trunk, device) is None:
@@ -112,9 +113,11 @@ def _why_not(trunk: Any, device: torch.device) -> str | None:
     )
 
 
-def _known_reason(config: Any, implementation: str) -> str | None:
-    if implementation not in ("sdpa", "eager", IN_PIECES):
-        return f"attn_implementation: {implementation} takes no mask of its own (sdpa and eager do)"
+def _known_reason(config: Any, implementation: str, device: torch.device) -> str | None:
+    if implementation not in ("sdpa", "eager", FLEX, IN_PIECES):
+        return f"attn_implementation: {implementation} takes no mask of its own (sdpa, eager and flex_attention do)"
+    if implementation == FLEX and device.type == "cpu":
+        return "flex_attention has no backward pass on a CPU, where sdpa is the fast one"
     others = sorted(_kinds(config) - {FULL, SLIDING})
     if others:
         return f"it has layers of the kind {', '.join(others)}"
@@ -136,20 +139,30 @@ def _has_windows(config: Any) -> bool:
     return SLIDING in _kinds(config) or getattr(config, "sliding_window", None) is not None
 
 
-def _attention_mask(trunk: Any, visible_until: Tensor, position_ids: Tensor) -> Tensor | dict[str, Tensor]:
+def _attention_mask(trunk: Any, visible_until: Tensor, position_ids: Tensor) -> Any:
     """The mask `(R, 1, T, T)`; for a model whose layers differ, one for each kind of layer.
 
     transformers hands a four-dimensional mask to every layer as it is. So sliding windows are ours to cut, by positions;
-    sdpa wants it boolean, and eager attention adds it to the scores.
+    sdpa wants it boolean, eager attention adds it to the scores, and flex_attention has it in blocks.
     """
-    column = torch.arange(visible_until.shape[1], device=visible_until.device)
-    masks = {FULL: (column <= column[:, None]) & (column[:, None] < visible_until[:, None, :])}
     window = getattr(trunk.config, "sliding_window", None)
-    if window is not None:
-        masks[SLIDING] = masks[FULL] & (position_ids[:, :, None] - position_ids[:, None, :] < window)
-    ready = {kind: _for_implementation(trunk, mask[:, None]) for kind, mask in masks.items()}
     kinds = _kinds(trunk.config) or {SLIDING if window is not None else FULL}
-    return {kind: ready[kind] for kind in kinds} if len(kinds) > 1 else ready[kinds.pop()]
+    masks = {kind: _mask_of(trunk, visible_until, position_ids, window if kind == SLIDING else None) for kind in kinds}
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _mask_of(trunk: Any, visible_until: Tensor, position_ids: Tensor, window: int | None) -> Any:
+    def sees(row: Tensor, head: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+        seen = (key <= query) & (query < visible_until[row, key])
+        return seen if window is None else seen & (position_ids[row, query] - position_ids[row, key] < window)
+
+    rows, width = visible_until.shape
+    if trunk.config._attn_implementation == FLEX:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        return create_block_mask(sees, rows, None, width, width, device=visible_until.device)
+    row, column = (torch.arange(size, device=visible_until.device) for size in (rows, width))
+    return _for_implementation(trunk, sees(row[:, None, None], None, column[:, None], column)[:, None])
 
 
 def _for_implementation(trunk: Any, mask: Tensor) -> Tensor:

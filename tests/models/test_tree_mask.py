@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,6 +21,7 @@ from transformers import (
     Qwen2Config,
     RwkvConfig,
 )
+from transformers.integrations import flex_attention as integration
 
 from lit_align.data.collate import padded
 from lit_align.data.shared_layout import shared
@@ -194,6 +196,41 @@ def test_bf16_behind_float32_outputs_is_measured_as_bf16():
     off, tolerance = tree_mask._measure(model, CPU)
     assert 1e-3 < off < tolerance
     tree_mask.check_trees(model, CPU)
+
+
+def test_flex_attention_has_the_same_mask_in_blocks(random_groups):
+    model = build(MistralConfig(**SIZES, **WINDOW)).base_model
+    inputs = shared(random_groups([2, 3, 1]), pad_id=0, tokens_per_row=40).model_inputs
+    trees = (inputs["visible_until"], inputs["position_ids"])
+    rows, width = inputs["input_ids"].shape
+    for window in (4, None):
+        model.config.sliding_window = window
+        model.set_attn_implementation("sdpa")
+        expected = tree_mask._attention_mask(model, *trees)
+        model.set_attn_implementation("flex_attention")
+        blocks = tree_mask._attention_mask(model, *trees)
+        actual = create_mask(blocks.mask_mod, rows, 1, width, width, device="cpu")
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_the_same(random_groups, monkeypatch):
+    """Without compiling it, and forward, which is what it does on a CPU."""
+    model = build(LlamaConfig(**SIZES, num_key_value_heads=2))
+    groups = random_groups([2, 1, 3])
+    expected = response_logps(model, padded(groups, pad_id=0))
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(UserError, match="no backward pass on a CPU"):
+        response_logps(model, shared(groups, pad_id=0))
+    monkeypatch.setattr(tree_mask, "check_trees", lambda trunk, device: None)
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", without_compiling)
+    with torch.no_grad():
+        actual = response_logps(model, shared(groups, pad_id=0, tokens_per_row=30))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def without_compiling(query, key, value, training, **options):
+    return flex_attention(query, key, value, **options)
 
 
 def test_the_mask_by_hand():
