@@ -179,7 +179,7 @@ def wandb_records(folder: Path) -> dict[str, list[Any]]:
     return records
 
 
-def test_wandb_has_every_metric_the_tables_and_the_config(fit_small, tmp_path):
+def test_wandb_has_every_metric_the_tables_and_the_config_and_the_docs_explain_them(fit_small, tmp_path):
     logger = RunWandbLogger(tmp_path, offline=True)
     logger.log_hyperparams({"model": {"class_path": "DPO"}, "trainer": {"max_epochs": 1}})
     _, trainer = fit_small("dpo", of_every_step(), logger=logger)
@@ -192,6 +192,8 @@ def test_wandb_has_every_metric_the_tables_and_the_config(fit_small, tmp_path):
             logged["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
     expected = {name for name in trainer.callback_metrics if name.startswith("eval/")}
     assert len(expected) > 40
+    page = (Path(__file__).parents[2] / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    assert {name for name in expected if f"`{name}`" not in page} == set()
     assert expected <= logged.keys()
     for name in expected:
         assert logged[name] == pytest.approx(float(trainer.callback_metrics[name]), rel=1e-5), name
