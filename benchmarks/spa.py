@@ -67,19 +67,19 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     file = given.out / "spa.jsonl"
-    settings = {key: value for key, value in vars(given).items() if key not in ("out", "seeds", "arms", "passes")}
     measure = Measure(given.policy, given.samples)
     for name in (*(f"seed_only/{passes}" for passes in given.passes), *given.arms):
         for seed in given.seeds:
-            if (name, seed) in read(file, settings):
+            if (name, seed) in read(file, given):
                 continue
             passes = name.partition("/")[2]
             points = seed_only(given, seed, int(passes), measure) if passes else spa(given, seed, name, measure)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a") as lines:
+                settings = settings_of(name, given)
                 lines.write(json.dumps({"settings": settings, "name": name, "seed": seed, "points": points}) + "\n")
             print(name, seed, [(round(point["kl"], 3), round(point["gold"], 3)) for point in points], flush=True)
-    report({run: points for run, points in read(file, settings).items() if run[1] in given.seeds})
+    report({run: points for run, points in read(file, given).items() if run[1] in given.seeds})
 
 
 def arguments() -> argparse.Namespace:
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(100, 105)))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument(
-        "--passes", nargs="+", type=int, default=[2, 4, 6, 8], help="Lengths of DPO on the pairs alone."
+        "--passes", nargs="+", type=int, default=[2, 3, 4, 5, 6, 8, 12], help="Lengths of DPO on the pairs alone."
     )
     parser.add_argument("--pairs", type=int, default=200, help="Labelled pairs.")
     parser.add_argument("--epochs", type=int, default=3, help="SPA's passes over them.")
@@ -102,10 +102,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(file: Path, settings: dict[str, Any]) -> dict[Run, list[Point]]:
+def settings_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """What a run depends on, beside its name and seed."""
+    of_all = {key: getattr(given, key) for key in ("policy", "samples", "pairs", "beta", "lr")}
+    of_rounds = {key: getattr(given, key) for key in ("epochs", "prompts", "temperature")}
+    return of_all | of_rounds if name in ARMS else of_all
+
+
+def read(file: Path, given: argparse.Namespace) -> dict[Run, list[Point]]:
     """The runs of these settings that are through."""
     rows = map(json.loads, file.read_text().splitlines() if file.exists() else [])
-    return {(row["name"], row["seed"]): row["points"] for row in rows if row["settings"] == settings}
+    return {
+        (row["name"], row["seed"]): row["points"] for row in rows if row["settings"] == settings_of(row["name"], given)
+    }
 
 
 class Measure:
@@ -252,12 +261,12 @@ class Row(NamedTuple):
 def report(known: dict[Run, list[Point]]) -> None:
     """DPO on the pairs alone by passes, and each arm after each round, beside it at equal KL."""
     print("\n| passes over the pairs alone | seeds | KL | gold |\n|---|---|---|---|")
-    for name in dict.fromkeys(name for name, _ in known if name not in ARMS):
-        points = [found[0] for (of, _), found in known.items() if of == name]
+    for passes in sorted({int(name.partition("/")[2]) for name, _ in known if name not in ARMS}):
+        points = [found[0] for (of, _), found in known.items() if of == f"seed_only/{passes}"]
         kl, gold = (interval([point[key] for point in points]) for key in ("kl", "gold"))
-        print(f"| {name.partition('/')[2]} | {len(points)} | {kl} | {gold} |")
+        print(f"| {passes} | {len(points)} | {kl} | {gold} |")
     print("\n| arm | round | seeds | labels right | KL | gold | pairs alone, at that KL | difference |\n|" + "---|" * 8)
-    for arm in dict.fromkeys(name for name, _ in known if name in ARMS):
+    for arm in [arm for arm in ARMS if arm in {name for name, _ in known}]:
         for number in range(ROUNDS):
             rows = [row(known, seed, points[number]) for (of, seed), points in known.items() if of == arm]
             right, kl, gold = (statistics.mean(getattr(row, key) for row in rows) for key in ("right", "kl", "gold"))
