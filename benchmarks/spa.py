@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(100, 105)))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument(
-        "--passes", nargs="+", type=int, default=[2, 3, 4, 5, 6, 8, 12], help="Lengths of DPO on the pairs alone."
+        "--passes", nargs="+", type=int, default=[2, 4, 6, 8, 12], help="Lengths of DPO on the pairs alone."
     )
     parser.add_argument("--pairs", type=int, default=200, help="Labelled pairs.")
     parser.add_argument("--epochs", type=int, default=3, help="SPA's passes over them.")
