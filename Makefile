@@ -25,7 +25,6 @@ quickstart: install
 	$(BIN)/python -m lit_align fit --config configs/quickstart/dpo.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/rrhf.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/online_dpo.yaml --overwrite true
-	$(BIN)/python -m lit_align fit --config configs/quickstart/spa.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/ppo.yaml --overwrite true
 	$(BIN)/python -m lit_align compare runs/quickstart
 

@@ -153,7 +153,10 @@ def gold_at(weights: Tensor) -> list[float]:
     """Gold, over all responses and exactly, of the policies that have the most of a reward at each of `KLS`; weights `(D,)`."""
     rewards = features() @ weights
     frontier = Frontier(demonstrator_logps(), rewards)
-    policies = [optimal_policy(demonstrator_logps(), rewards, frontier.beta_at(kl)) for kl in KLS]
+    betas = [
+        frontier.beta_at(min(kl, 0.999 * frontier.max_kl)) for kl in KLS
+    ]  # further than its best response nobody goes
+    policies = [optimal_policy(demonstrator_logps(), rewards, beta) for beta in betas]
     return [expected_reward(policy, gold_scores()).mean().item() for policy in policies]
 
 
