@@ -27,7 +27,8 @@ class MemoryMonitor(Evaluation):
     took at the highest moment of any of these steps, elsewhere the process's highest since it began; `/tokens_per_second`,
     tokens that are no padding, prompts included, of all ranks together; `/mfu`, model FLOPs utilisation (see
     `model_flops.training_flops`) of the rate at which the device multiplies matrices in the run's precision, mean over ranks;
-    `/matrix_rate`, that rate, TFLOP/s, measured once. The last three are there where batches say how many tokens they hold.
+    `/matrix_rate`, that rate, TFLOP/s, mean over ranks, measured once. The last
+    three are there where batches say how many tokens they hold.
 
     Args:
         every_n_steps: Optimiser steps between two measurements.
@@ -70,13 +71,13 @@ class MemoryMonitor(Evaluation):
         """Brings the ranks' numbers together."""
         rate = self._rate(trainer, module)
         speeds = self._speeds(module, rate, self._tokens) if self._tokens.trunk and self._seconds > 0 else None
-        ranks = gather_per_rank((self._peak, speeds))
-        metrics = {"peak": max(peak for peak, _ in ranks) / GIB}
-        measured = [speeds for _, speeds in ranks if speeds is not None]
+        ranks = gather_per_rank((self._peak, rate, speeds))
+        metrics = {"peak": max(peak for peak, _, _ in ranks) / GIB}
+        measured = [speeds for _, _, speeds in ranks if speeds is not None]
         if measured:
             metrics["tokens_per_second"] = sum(tokens for tokens, _ in measured)
             metrics["mfu"] = sum(share for _, share in measured) / len(measured)
-            metrics["matrix_rate"] = rate / 1e12
+            metrics["matrix_rate"] = sum(of_rank for _, of_rank, _ in ranks) / len(ranks) / 1e12
         self._restart()
         return {f"eval/{self.name}/{name}": value for name, value in metrics.items()}
 

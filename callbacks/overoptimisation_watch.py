@@ -14,7 +14,7 @@ from callbacks.base import Evaluation, ask, seed_generators
 from callbacks.compared_with import ComparedWith
 from callbacks.estimates import over_prompts
 from callbacks.prompts import PromptSet, over_ranks
-from callbacks.text_shape import Spread, distinct_bigrams, repetition, spread
+from callbacks.text_shape import Spread, distinct_bigrams, rare, repetition, spread
 from callbacks.token_kl import answer_batches, answer_kls
 from lit_align.errors import UserError
 from lit_align.feedback import Answer, RewardSource
@@ -126,8 +126,9 @@ class OveroptimisationWatch(Evaluation):
         reference = self.compared_with.model(module)
         if not self._of_reference:
             values = over_ranks(self._measured(trainer, module, reference, reference))
+            least = {"length": 1.0, "eos_rate": rare(values[..., 0].numel())}
             self._of_reference = {
-                name: spread(values[..., column], least=1.0 if name == "length" else 0.0)
+                name: spread(values[..., column], least.get(name))
                 for column, name in enumerate(self._columns)
                 if name in WATCHED or name == "proxy"
             }

@@ -41,15 +41,24 @@ class Spread(NamedTuple):
         return (mean - self.mean) / self.std
 
 
-def spread(values: Tensor, least: float = 0.0) -> Spread:
+def spread(values: Tensor, least: float | None = None) -> Spread:
     """Mean and standard deviation of N values, any shape.
 
     Args:
         values: At least two.
-        least: The smallest standard deviation. For values in [0, 1] that never vary it is that of a rate of 1 in N + 2
-            (Laplace's rule) if `least` is 0: that nothing was seen does not mean that it never happens.
+        least: The smallest standard deviation. If not given, for values in [0, 1], that of something seen once in N + 2
+            (Laplace's rule): that nothing was seen does not mean that it never happens.
     """
     values = values.double()
     n = values.numel()
-    floor = least or math.sqrt((n + 1) / (n + 2) ** 2)
+    floor = math.sqrt(n + 1) / (n + 2) if least is None else least
     return Spread(values.mean().item(), max(values.std().item(), floor))
+
+
+def rare(n: int) -> float:
+    """Standard deviation of what happens in 3 of N cases, or always but in 3: seen in none of N, it may be as frequent as that.
+
+    The rule of three: with 3 / N as its share, N cases without it have a probability of exp(-3), 5 %.
+    """
+    share = min(3 / n, 0.5)
+    return math.sqrt(share * (1 - share))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from callbacks.text_shape import Spread, distinct_bigrams, repetition, spread
+from callbacks.text_shape import Spread, distinct_bigrams, rare, repetition, spread
 
 
 def test_repetition_by_hand():
@@ -30,3 +30,9 @@ def test_what_never_varied_may_have_been_rare():
     # One in ten of eight seen: p = 1 / 10, and the standard deviation of such a rate is sqrt(.1 * .9).
     assert spread(torch.ones(8)) == pytest.approx(Spread(1.0, math.sqrt(0.1 * 0.9)))
     assert spread(torch.full((8,), 3.0), least=1.0) == Spread(3.0, 1.0)
+
+
+def test_what_is_rare_by_the_rule_of_three():
+    assert rare(300) == pytest.approx(math.sqrt(0.01 * 0.99))
+    assert rare(2) == 0.5
+    assert pytest.approx(0.05, abs=2e-3) == (1 - 3 / 300) ** 300
