@@ -131,15 +131,15 @@ def run_function(file: Path, arguments: list[str]) -> int:
 def spelled(function: Callable[..., None], arguments: list[str]) -> list[str]:
     """Arguments as jsonargparse takes them, where people write them otherwise.
 
-    An option that takes a list may be given several times, `--model a --model b`, and one of a single letter, `--k`, with a
-    single dash.
+    An option that takes a list may be given several times, `--model a --model b`, by the singular of its name, too; one of a
+    single letter, `--k`, with a single dash.
     """
     changed = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if len(name) == 1:
             changed[f"-{name}"] = f"--{name}"
         if str(parameter.annotation).startswith("list["):
-            changed[f"--{name}"] = f"--{name}+"
+            changed[f"--{name}"] = changed[f"--{name.removesuffix('s')}"] = f"--{name}+"
     split = [argument.partition("=") for argument in arguments]
     return [changed.get(option, option) + equals + value for option, equals, value in split]
 

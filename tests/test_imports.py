@@ -26,6 +26,7 @@ ROOMS = (
     "report",
     "cli_errors",
     "cli",
+    "plan",
     "annotation",
     "commands",
     "__main__",

@@ -62,7 +62,7 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
             tokenizer's, or layers for an adapter that are not there.
     """
     if config.init == "random":
-        model_config = _model_config(config)
+        model_config = pretrained_config(config)
         model = AutoModelForCausalLM.from_config(
             model_config, attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code
         ).to(config.torch_dtype)
@@ -72,7 +72,7 @@ def load_policy(config: ModelConfig) -> PreTrainedModel:
             config.location,
             "model",
             config,
-            config=_model_config(config),
+            config=pretrained_config(config),
             dtype=config.torch_dtype,
             attn_implementation=config.attn_implementation,
             use_safetensors=True,
@@ -99,7 +99,7 @@ def load_reward_model(config: ModelConfig) -> PreTrainedModel:
             "score at the last token that is not padding, so an exported one would be read one token early. Set pad_token in "
             "the model's settings to a token that never occurs in your data, such as a reserved one."
         )
-    model_config = _model_config(config)
+    model_config = pretrained_config(config)
     model_config.num_labels = 1
     model_config.pad_token_id = tokenizer.pad_token_id
     if config.init == "random":
@@ -163,7 +163,12 @@ def save_model(
     partial.rename(folder)
 
 
-def _model_config(config: ModelConfig) -> PretrainedConfig:
+def pretrained_config(config: ModelConfig) -> PretrainedConfig:
+    """A model's configuration, with the settings that a `ModelConfig` replaces.
+
+    Raises:
+        UserError: There is none at its path, or `overrides` names a setting that it does not have.
+    """
     model_config = _from_hub(AutoConfig, config.location, "model", config)
     for name, value in config.overrides.items():
         if not hasattr(model_config, name):

@@ -1,0 +1,69 @@
+"""`lit-align plan`: what it says of a config, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_align.commands.plan import plan
+from lit_align.errors import UserError
+from lit_align.plan.memory import peak
+from lit_align.plan.read import plan_of, read_config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "dpo.yaml"
+    given = {
+        "trainer": {"accelerator": "cpu", "devices": 1, "precision": "32-true"},
+        "model": {"class_path": "DPO", "init_args": {"policy": {"path": "mini_instruct", "init": "random"}}},
+        "data": {
+            "class_path": "PreferenceData",
+            "init_args": {"train": "mini_instruct", "batch_size": 3, "max_length": 50},
+        },
+    }
+    file.write_text(yaml.safe_dump(given))
+    return file
+
+
+def test_what_is_read_of_a_config(config: Path, tmp_path: Path):
+    work = plan_of(read_config([config])).work
+    assert (work.rows, work.columns, work.ranks, work.moments) == (6, 50, 1, 2)
+    assert [model.name for model in work.held] == ["policy", "reference"]
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump({
+        "trainer": {"devices": 4, "num_nodes": 2, "strategy": "fsdp2", "accumulate_grad_batches": 2},
+        "model": {"init_args": {"policy": {"lora": {"rank": 4}, "activation_checkpointing": True}}},
+    }))  # fmt: skip
+    merged = plan_of(read_config([config, more]))
+    assert (merged.devices, merged.work.ranks, merged.work.accumulates, merged.work.recompute) == (8, 8, True, True)
+    assert merged.work.held[0].rank == 4
+    assert not merged.work.held[1].shares
+    assert peak(merged.work).total < peak(work).total
+
+
+def test_the_table(config: Path, capsys: pytest.CaptureFixture[str]):
+    plan([str(config)], memory=1)
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "DPO on 1 device: policy 0.00B, reference 0.00B\n85,056 weights are trained, on batches of 6 rows"
+    )
+    assert "It fits a device with 1 GB." in said
+
+
+def test_what_does_not_fit_is_refused_with_what_helps(config: Path):
+    with pytest.raises(UserError, match=r"It does not fit: .* What helps: .*half the batch"):
+        plan([str(config)], memory=0.001)
+
+
+def test_what_cannot_be_planned(config: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"name it with --config"):
+        plan()
+    with pytest.raises(UserError, match=r"There is no config .*missing\.yaml"):
+        plan([str(tmp_path / "missing.yaml")])
+    auto = tmp_path / "auto.yaml"
+    auto.write_text("trainer: {devices: auto}\n")
+    with pytest.raises(UserError, match=r"trainer\.devices is 'auto': say how many"):
+        plan([str(config), str(auto)])
