@@ -20,8 +20,8 @@ from lit_align.plan.shapes import Shape, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOMENTS = {"AdamW": 2, "Adam": 2, "NAdam": 2, "RAdam": 2, "SGD": 0, "RMSprop": 1, "Adagrad": 1, "Adafactor": 0}
-ROWS = {"DPO": 2, "RewardModel": 2, "KTO": 2, "RRHF": 4, "OnlineDPO": 2, "SPA": 2}
-"""Rows of a batch for each of its prompts; of ranked rows, as many as UltraFeedback has."""
+ROWS = {"DPO": 2, "RewardModel": 2, "KTO": 1, "RRHF": 4, "OnlineDPO": 2, "SPA": 2}
+"""Rows of a batch for each of its prompts that are trained on; of ranked rows, as many as UltraFeedback has."""
 
 
 class Plan(NamedTuple):
