@@ -87,3 +87,18 @@ class RandomState(Callback):
         if self._before_validation is not None:
             set_random_state(self._before_validation)
             self._before_validation = None
+
+
+class EpochCount(Callback):
+    """Counts the epoch that a run goes on with from the checkpoint of an epoch's last step.
+
+    Lightning 2.6 begins that epoch without counting it. A checkpoint of it says then that no epoch is in progress, and who
+    goes on from there trains a whole epoch where its rest was left.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Behind the loop's own bookkeeping, and before the first batch."""
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_progress.current.ready == trainer.current_epoch and not loop.done:
+            loop.epoch_progress.increment_ready()
+            loop.epoch_progress.increment_started()

@@ -76,6 +76,19 @@ def test_every_checkpoint_leads_to_the_same_end(name, tmp_path, start):
             assert torch.equal(resumed[key], value), f"{checkpoint.name}: {key}"
 
 
+def test_a_resumed_run_is_resumed_again(tmp_path, start):
+    """From every checkpoint of runs that went on from every checkpoint, that of an epoch's last step among them."""
+    whole = run("dpo", tmp_path / "whole", start=start)
+    for first in range(1, 4):
+        run("dpo", tmp_path / str(first), tmp_path / "whole" / "from_None" / f"step={first}.ckpt", start=start)
+        for second in range(first + 1, 4):
+            checkpoint = tmp_path / str(first) / f"from_step={first}" / f"step={second}.ckpt"
+            resumed = run("dpo", tmp_path / "again" / str(first), checkpoint, start=start)
+            assert resumed.trainer.global_step == whole.trainer.global_step == 4, (first, second)
+            for key, value in whole.state_dict().items():
+                assert torch.equal(resumed.state_dict()[key], value), (first, second, key)
+
+
 def test_frozen_models_are_in_no_checkpoint(tmp_path, start):
     run("dpo", tmp_path / "checkpoints", start=start)
     checkpoint = torch.load(next((tmp_path / "checkpoints").rglob("*.ckpt")), weights_only=True)
