@@ -220,7 +220,8 @@ def test_what_the_way_from_prompts_to_preferences_says_to_type(shell: Shell) -> 
         assert shell.run(made_small([*arguments, *few.get(arguments[0], [])])) == 0, arguments
     rows = [json.loads(line) for line in (shell.folder / "runs/rlaif/selected.jsonl").read_text().splitlines()]
     golds = [(gold(row["prompt"], row["chosen"]), gold(row["prompt"], row["rejected"])) for row in rows]
-    assert rows and all(better > worse for better, worse in golds)
+    assert rows
+    assert all(better > worse for better, worse in golds)
 
 
 def test_every_command_and_config_that_is_named_is_there() -> None:

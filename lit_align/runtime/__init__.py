@@ -14,8 +14,8 @@ def default_callbacks() -> list[Callback]:
 
 
 __all__ = [
-    "EpochCount",
     "FSDP2",
+    "EpochCount",
     "OrderlyEnd",
     "RandomState",
     "Stopped",
