@@ -27,6 +27,9 @@ quickstart: install
 	$(BIN)/python -m lit_align fit --config configs/quickstart/online_dpo.yaml --overwrite true
 	$(BIN)/python -m lit_align fit --config configs/quickstart/ppo.yaml --overwrite true
 	$(BIN)/python -m lit_align compare runs/quickstart
+	$(BIN)/python -m lit_align fit --config configs/assistant/sft.yaml --overwrite true
+	$(BIN)/python -m lit_align fit --config configs/assistant/spa.yaml --overwrite true
+	$(BIN)/python -m lit_align compare runs/assistant
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
