@@ -47,7 +47,7 @@ def progress(title: str, total: int, console: Console, unit: str) -> Iterator[Ca
         yield update
 
 
-def print_report(said: Row, console: Console) -> None:
+def print_report(said: Row, console: Console, drop_cut: bool) -> None:
     """The report of an annotation as a few lines and a table."""
     read = said["read"]
     left_out = {
@@ -58,7 +58,8 @@ def print_report(said: Row, console: Console) -> None:
     notes = [f"{count:,} {what}" for what, count in left_out.items() if count]
     console.print(f"{read['rows']:,} rows read{', left out: ' + ', '.join(notes) if notes else ''}")
     if read["cut"]:
-        console.print(f"{read['cut']:,} responses had been cut by a length limit; --drop_cut true leaves them out")
+        hint = " and are left out" if drop_cut else "; --drop_cut true leaves them out"
+        console.print(f"{read['cut']:,} responses had been cut by a length limit{hint}")
     console.print(f"{said['pairs']:,} pairs compared, {said['ties']:,} ties")
     if said["label_agrees_with_scores"]:
         console.print(f"The label agrees with the scores in the rows on {_share(said['label_agrees_with_scores'])}")

@@ -79,5 +79,5 @@ def annotate(
     console = Console(highlight=False)
     bar = partial(progress, console=console, unit="verdicts/s")
     said = annotate_file(rows, source, reading, request, raters, out, bar)
-    print_report(said, console)
+    print_report(said, console, drop_cut)
     console.print(f"Written: {out}, {said['written']:,} rows; statistics: {report_file(out)}", soft_wrap=True)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from lit_align.errors import UserError
 
+USABLE = 0.9
+"""Share of a device's memory that tensors can have."""
+
 
 def plan(configs: list[str] | None = None, memory: float | None = None) -> None:
     """Say how much memory a run needs on each device, before it starts.
@@ -53,7 +56,3 @@ def plan(configs: list[str] | None = None, memory: float | None = None) -> None:
             f"has for tensors. {advice(work)}"
         )
     console.print(f"It fits a device with {memory:g} GB.")
-
-
-USABLE = 0.9
-"""Share of a device's memory that tensors can have."""
