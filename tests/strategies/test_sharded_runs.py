@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
-from lit_align.data import PreferenceData, PromptData, RankingData, SFTData
+from lit_align.data import LabelData, PreferenceData, PromptData, RankingData, SFTData
 from lit_align.data.mini_instruct import PROMPTS
 from lit_align.errors import UserError
 from lit_align.feedback import Judge, MiniInstructGold, RewardModelReward
 from lit_align.losses.spa import SelfRefinement
-from lit_align.methods import DPO, PPO, RRHF, SFT, SPA, RewardModel, Schedule
+from lit_align.methods import DPO, KTO, PPO, RRHF, SFT, SPA, OnlineDPO, RewardModel, Schedule
 from lit_align.methods.rrhf import Candidates
+from lit_align.methods.spa_stages import SeedPairs
 from lit_align.models import ModelConfig
 from lit_align.rollout import Response, RolloutConfig, RolloutEngine
 from lit_align.runtime import FSDP2
@@ -60,13 +61,15 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-def build(name: str, policy: ModelConfig) -> LightningModule:
+def build(name: str, policy: ModelConfig, batch: int) -> LightningModule:
     gold, reward = MiniInstructGold(), ModelConfig(str(Path(policy.path).parent / "reward"))
     common: dict[str, Any] = {"policy": policy, "optimizer": sgd, "lr_scheduler": Schedule()}
     builds: dict[str, Callable[[], LightningModule]] = {
         "sft": lambda: SFT(**common),
         "reward": lambda: RewardModel(**common),
         "dpo": lambda: DPO(**common),
+        "kto": lambda: KTO(**common),
+        "online_dpo": lambda: scripted(OnlineDPO)(judge=gold, rollout=ROLLOUT, responses_per_prompt=3, **common),
         "ppo": lambda: scripted(PPO)(reward=gold, rollout=ROLLOUT, responses_per_prompt=2, **common),
         "ppo_critic": lambda: scripted(PPO)(
             reward=RewardModelReward(reward, batch_size=2), rollout=ROLLOUT, critic=reward, **common
@@ -77,20 +80,31 @@ def build(name: str, policy: ModelConfig) -> LightningModule:
             prompts_per_round=[4, 4], judge=FirstWins(), keep_rounds=False, rollout=ROLLOUT,
             refinement=SelfRefinement(lambdas=(0.5, 0.25), warmup=0.0), **common,
         ),
+        "spa_seed": lambda: scripted(SPA)(
+            prompts_per_round=[4], seed=SeedPairs(PreferenceData("mini_instruct", max_rows=ROWS, batch_size=batch), 1),
+            keep_rounds=False, rollout=ROLLOUT, refinement=SelfRefinement(lambdas=(0.5,), warmup=0.0), **common,
+        ),
     }  # fmt: skip
     return builds[name]()
 
 
-DATA = {"sft": SFTData, "reward": PreferenceData, "dpo": PreferenceData, "rrhf": RankingData}
+DATA = {"sft": SFTData, "reward": PreferenceData, "dpo": PreferenceData, "rrhf": RankingData, "kto": LabelData}
+
+
+def whole(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What is sharded from all ranks, which all have to call."""
+    return [(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone() for tensor in tensors]
 
 
 class Trace(Callback):
-    """Metrics of every optimiser step."""
+    """Metrics of every optimiser step, and the gradients that it was taken with."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
+        self.gradients: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.gradients += whole(p.grad for p in pl_module.parameters() if p.requires_grad)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.steps.append({name: value for name, value in metrics.items() if "/time/" not in name})
 
@@ -99,16 +113,20 @@ def run(name: str, start: Path, folder: Path, batch_size: int, **settings: Any) 
     """Two epochs of one step each, after which all that is left is on this rank, whole."""
     seed_everything(4, verbose=False)
     # Computing activations anew changes no number.
-    module = build(name, ModelConfig(str(start), activation_checkpointing=name == "sft" and "strategy" in settings))
+    policy = ModelConfig(str(start), activation_checkpointing=name == "sft" and "strategy" in settings)
+    is_spa = name.startswith("spa")
+    module = build(name, policy, batch_size)
     rows = {"train": "mini_instruct", "max_rows": ROWS}
     if name not in DATA:
         path = Path(folder) / f"prompts{os.environ.get('RANK', '')}.jsonl"
-        prompts = PROMPTS if name == "spa" else PROMPTS[:ROWS]
+        prompts = PROMPTS if is_spa else PROMPTS[:ROWS]
         path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
         rows = {"train": str(path)}
+        # Rounds are made of whole batches; the seed takes what does not share out.
+        batch_size = 4 // settings.get("devices", 1) if is_spa else batch_size
     trace = Trace()
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1 if name == "spa" else 2, default_root_dir=folder, enable_progress_bar=False,
+        accelerator="cpu", max_epochs=1 if is_spa else 2, default_root_dir=folder, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, logger=False, callbacks=[trace], gradient_clip_val=1.0,
         **settings,
     )  # fmt: skip
@@ -119,18 +137,12 @@ def run(name: str, start: Path, folder: Path, batch_size: int, **settings: Any) 
     if module._reference is not None:
         reference = list(module._reference.model.parameters())
         assert all(isinstance(p, DTensor) for p in reference) == isinstance(settings.get("strategy"), FSDP2)
-    whole = [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in parameters]
-    return {"parameters": whole, "metrics": trace.steps}
+    return {"parameters": whole(parameters), "gradients": trace.gradients, "metrics": trace.steps}
 
 
 def on_a_rank(names: list[str], strategy: str, start: Path, folder: Path) -> dict[str, Any]:
-    return {
-        name: run(
-            name, start, folder, 2 if name == "spa" else (ROWS + 1) // 2, devices=2,
-            strategy=FSDP2() if strategy == "fsdp2" else strategy,
-        )
-        for name in names
-    }  # fmt: skip
+    sharded = FSDP2 if strategy == "fsdp2" else lambda: strategy
+    return {name: run(name, start, folder, (ROWS + 1) // 2, devices=2, strategy=sharded()) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +161,15 @@ def start(tmp_path_factory) -> Path:
 def assert_two_ranks_equal_one(names: list[str], strategy: str, start: Path, folder: Path, on_two_ranks: Any) -> None:
     of_ranks = on_two_ranks(on_a_rank, names, strategy, start, folder)
     for name in names:
-        alone = run(name, start, folder, 4 if name == "spa" else ROWS + 1)
+        alone = run(name, start, folder, ROWS + 1)
         for rank in of_ranks:
-            for a, b in zip(rank[name]["parameters"], alone["parameters"], strict=True):
-                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            for what in ("parameters", "gradients"):
+                for a, b in zip(rank[name][what], alone[what], strict=True):
+                    torch.testing.assert_close(
+                        a, b, atol=1e-6, rtol=1e-5, msg=lambda text, at=(name, what): f"{at}: {text}"
+                    )
             for actual, expected in zip(rank[name]["metrics"], alone["metrics"], strict=True):
-                assert actual == pytest.approx(expected, abs=2e-5, rel=2e-5), name
+                assert actual == pytest.approx(expected, abs=1e-6, rel=1e-5), name
 
 
 def test_sharded_dpo_is_dpo(start, tmp_path, on_two_ranks):
@@ -164,7 +179,7 @@ def test_sharded_dpo_is_dpo(start, tmp_path, on_two_ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_equal_one(strategy, start, tmp_path, on_two_ranks):
-    names = ["sft", "reward", "ppo", "ppo_critic", "rrhf", "rrhf_online", "spa", "dpo"]
+    names = ["sft", "reward", "ppo", "ppo_critic", "rrhf", "rrhf_online", "spa", "spa_seed", "dpo", "kto", "online_dpo"]
     assert_two_ranks_equal_one(names, strategy, start, tmp_path, on_two_ranks)
 
 
