@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import torch
 
 from lit_align.errors import UserError
-from lit_align.feedback.endpoint_asking import Asking
-from lit_align.feedback.endpoint_http import Server, api_key
+from lit_align.feedback.endpoint_asking import Asking, Request
+from lit_align.feedback.endpoint_http import Server
 from lit_align.feedback.endpoint_ledger import Budget, Ledger, Usage
 from lit_align.feedback.endpoint_replies import first_tokens, label_logps_of, label_named, text_of
-from lit_align.feedback.text_model import Reading, TextModel, as_plain_text
+from lit_align.feedback.text_model import Reading, TextModel, as_plain_text, with_progress
 from lit_align.groups import Message
 
 LABEL_TOKENS = 16
@@ -69,14 +68,7 @@ class Endpoint(TextModel):
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UserError(f"Endpoint: url must be an address such as http://localhost:8000/v1, got {self.url!r}.")
-        if parts.username is not None:
-            raise UserError(
-                "Endpoint: url holds a name or password, which would be saved with the config. Put the key into an environment "
-                "variable, and its name into api_key_env."
-            )
+        self._server()
         for name, least in (("top_logprobs", 2), ("retries", 0), ("concurrency", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"Endpoint: {name} must be at least {least}, got {getattr(self, name)}.")
@@ -91,7 +83,6 @@ class Endpoint(TextModel):
                 "Endpoint: budget.max_cost needs a limit on the length of answers, and extra takes max_tokens away. Give "
                 "max_completion_tokens in its place."
             )
-        api_key(self.api_key_env)
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """The first token has to tell labels apart."""
@@ -131,6 +122,9 @@ class Endpoint(TextModel):
         """
         return self._ask([self._body(question, max_tokens) for question in questions], text_of)
 
+    def _server(self) -> Server:
+        return Server(self.url, self.api_key_env, self.timeout)
+
     def _body(self, question: list[Message], max_tokens: int) -> dict[str, Any]:
         text = {"messages": question} if self.api == "chat" else {"prompt": as_plain_text(question)}
         return {"model": self.model, **text, "max_tokens": max_tokens, "temperature": 0}
@@ -149,16 +143,17 @@ class Endpoint(TextModel):
     def _ask(self, bodies: Sequence[dict[str, Any]], read: Callable[[Any], T]) -> list[T]:
         """What `read` makes of the reply to each request. Equal requests are sent once."""
         path = "/chat/completions" if self.api == "chat" else "/completions"
-        server = Server(self.url.rstrip("/"), self.api_key_env, self.timeout)
-        sent, bounds, keys = {}, {}, []
+        server = self._server()
+        sent: dict[str, Request] = {}
+        keys = []
         for body in bodies:
             whole = {name: value for name, value in (body | self.extra).items() if value is not None}
             raw = json.dumps(whole, sort_keys=True).encode()
             key = hashlib.sha256(f"{server.url}{path} ".encode() + raw).hexdigest()
             keys.append(key)
-            sent[key] = raw
             # A token is at least a byte, and the fields around the text are longer than what a chat template adds to it.
-            bounds[key] = Usage(1, len(raw), self._most_tokens(whole) or 0)
+            sent[key] = Request(key, path, raw, Usage(1, len(raw), self._most_tokens(whole) or 0))
         with closing(Ledger(self.cache, f"{server.url} {self.model}", self.budget, self.requests_per_minute)) as ledger:
-            replies = Asking(server, path, ledger, read, self.retries).replies(sent, bounds, self.concurrency)
+            arriving = Asking(server, ledger, read, self.retries).arriving(sent.values(), self.concurrency)
+            replies = dict(with_progress(arriving, len(sent), f"Answers from {server.url}"))
         return [read(replies[key]) for key in keys]

@@ -6,16 +6,15 @@ import json
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_align.errors import UserError
 from lit_align.feedback.endpoint_http import NoAnswerError, Server
 from lit_align.feedback.endpoint_ledger import Ledger, Usage
 from lit_align.feedback.endpoint_replies import usage_of
-from lit_align.feedback.text_model import with_progress
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +24,27 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 NOTHING = Usage(0, 0, 0)
 
 WORTH_A_WARNING = 10.0
-"""Seconds of waiting that a person is told about."""
+"""Seconds of waiting that a person is told about; the first wait is told whatever it is."""
 
 
 class StoppedError(Exception):
     """Another request has failed for good, so this one is not sent any more."""
+
+
+class Request(NamedTuple):
+    """What is sent.
+
+    Args:
+        key: What the answer is kept under.
+        path: Of the call.
+        body: JSON.
+        bound: What it uses at most.
+    """
+
+    key: str
+    path: str
+    body: bytes
+    bound: Usage
 
 
 class Asking:
@@ -37,62 +52,70 @@ class Asking:
 
     Args:
         server: The server.
-        path: Of the call.
         ledger: Where answers and expenses are kept.
         check: Looks at a reply, and raises NoAnswerError where it is worth another try and UserError where it never will be of
             use. Only replies that pass are kept.
         retries: How often a request is sent again.
     """
 
-    def __init__(self, server: Server, path: str, ledger: Ledger, check: Callable[[Any], object], retries: int) -> None:
+    def __init__(self, server: Server, ledger: Ledger, check: Callable[[Any], object], retries: int) -> None:
         self.server = server
-        self.path = path
         self.ledger = ledger
         self.check = check
         self.retries = retries
         self._stop = threading.Event()
+        self._told = False
         self._random = random.SystemRandom()  # the global generator belongs to training
 
-    def replies(self, bodies: Mapping[str, bytes], bounds: Mapping[str, Usage], concurrency: int) -> dict[str, Any]:
-        """The reply to each request, by key.
+    def arriving(self, requests: Iterable[Request], concurrency: int) -> Iterator[tuple[str, Any]]:
+        """Each request's key and the reply to it, in the order in which they are there.
 
         Args:
-            bodies: The requests, each under its key.
-            bounds: What each uses at most.
+            requests: Each key once. They are taken as they are about to be sent, so there may be any number of them.
             concurrency: Requests under way at once.
 
         Raises:
             UserError: The server refuses, does not answer, or sends what is of no use; or the budget is used up. Replies that
                 had come by then are kept.
         """
-        known = {key: json.loads(answer) for key, answer in self.ledger.answers(bodies).items()}
-        missing = [key for key in bodies if key not in known]
-        if not missing:
-            return known
-        with ThreadPoolExecutor(concurrency) as pool:
-            futures = {pool.submit(self._answer, key, bodies[key], bounds[key]): key for key in missing}
-            try:
-                for future in with_progress(as_completed(futures), len(missing), f"Answers from {self.server.url}"):
+        keys: dict[futures.Future[Any], str] = {}
+
+        def done(allowed: int) -> Iterator[tuple[str, Any]]:
+            while len(keys) > allowed:
+                for future in futures.wait(keys, return_when=futures.FIRST_COMPLETED).done:
+                    key = keys.pop(future)
                     with suppress(StoppedError):  # what has stopped it comes up too
-                        known[futures[future]] = future.result()
-            except BaseException:
+                        yield key, future.result()
+
+        with futures.ThreadPoolExecutor(concurrency) as pool:
+            try:
+                for request in requests:
+                    if answer := self.ledger.answers([request.key]):
+                        yield request.key, json.loads(answer[request.key])
+                        continue
+                    keys[pool.submit(self._answer, request)] = request.key
+                    # As many again wait for a thread, so that none is idle while replies are looked at.
+                    yield from done(allowed=2 * concurrency)
+                yield from done(allowed=0)
+            except BaseException as reason:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(reason, KeyboardInterrupt):
+                    log.warning("Stopping as soon as the requests under way are answered; their answers are kept.")
                 raise
-        return known
 
-    def _answer(self, key: str, body: bytes, bound: Usage) -> Any:
+    def _answer(self, request: Request) -> Any:
         try:
-            return self._try_often(key, body, bound)
+            return self._try_often(request)
         except Exception:
             # Here and not where it comes up: by then this thread would have sent the next request.
             self._stop.set()
             raise
 
-    def _try_often(self, key: str, body: bytes, bound: Usage) -> Any:
+    def _try_often(self, request: Request) -> Any:
         for attempt in range(self.retries + 1):
             try:
-                return self._try(key, body, bound)
+                return self._try(request)
             except NoAnswerError as failure:
                 if attempt == self.retries:
                     raise UserError(
@@ -100,28 +123,29 @@ class Asking:
                         f"{self.ledger.file} and are not asked for again: start again to go on."
                     ) from None
                 wait = failure.wait + min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * self._random.uniform(0.5, 1)
-                level = logging.WARNING if wait > WORTH_A_WARNING else logging.INFO
+                level = logging.INFO if self._told and wait <= WORTH_A_WARNING else logging.WARNING
+                self._told = True
                 log.log(level, "%s. Trying again in %.1f seconds.", failure, wait)
                 self._pause(wait)
         raise AssertionError("the last try returns or raises")
 
-    def _try(self, key: str, body: bytes, bound: Usage) -> Any:
+    def _try(self, request: Request) -> Any:
         """One request. Whatever becomes of it, the ledger hears of it."""
         self._pause(0)
-        wait = self.ledger.admit(bound)
+        wait = self.ledger.admit(request.bound)
         used, kept = NOTHING, {}
         try:
             self._pause(wait)
             try:
-                reply = self.server.post(self.path, body)
+                reply = self.server.post(request.path, request.body)
             except NoAnswerError as failure:
-                used = NOTHING if failure.is_free else bound
+                used = NOTHING if failure.is_free else request.bound
                 raise
-            used = usage_of(reply, bound)
+            used = usage_of(reply, request.bound)
             self.check(reply)
-            kept = {key: json.dumps(reply)}
+            kept = {request.key: json.dumps(reply)}
         finally:
-            self.ledger.settle(bound, used, kept)
+            self.ledger.settle(request.bound, used, kept)
         return reply
 
     def _pause(self, seconds: float) -> None:

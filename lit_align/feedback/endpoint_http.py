@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 from lit_align.errors import UserError
 
@@ -40,14 +41,26 @@ class Server:
     """Where requests go.
 
     Args:
-        url: Of the API, without the path of a call.
+        url: Of the API, without the path of a call, such as `http://localhost:8000/v1`.
         api_key_env: The environment variable that holds the key, or None. The key is read when a request is sent, and is
             neither kept here nor left in any text that comes back.
         timeout: Seconds for connecting, for each wait, and for the whole reply.
+
+    Raises:
+        UserError: The url is none, or would give away a password; or there is no key.
     """
 
     def __init__(self, url: str, api_key_env: str | None, timeout: float) -> None:
-        self.url = url
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise UserError(f"The server's url must be an address such as http://localhost:8000/v1, got {url!r}.")
+        if parts.username is not None:
+            raise UserError(
+                "The server's url holds a name or password, which would be saved with the settings. Put the key into an "
+                "environment variable, and its name into api_key_env."
+            )
+        api_key(api_key_env)
+        self.url = url.rstrip("/")
         self.api_key_env = api_key_env
         self.timeout = timeout
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -115,8 +128,8 @@ class Server:
             return UserError(f"{reply}. The server does not accept the API key ({where}).")
         if status in (404, 405):
             return UserError(
-                f"{reply}. There is no such API or model: check url, which often ends in /v1, model, and api (chat or "
-                "completions)."
+                f"{reply}. There is no such API or model: check url, which often ends in /v1, and model. Chats go to "
+                "/chat/completions and plain text to /completions; not every server has both."
             )
         if 300 <= status < 400:
             return UserError(
@@ -156,10 +169,11 @@ def _hidden(text: str, key: str) -> str:
 def _excerpt(text: str) -> str:
     """What a reply says to a person."""
     try:
-        said = json.loads(text)["error"]
+        reply = json.loads(text)
+        said = next(reply[name] for name in ("error", "detail", "message") if reply.get(name))
         parts = [said.get("message"), said.get("code")] if isinstance(said, dict) else [said]
         return ", ".join(str(part) for part in parts if part)[:300]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, AttributeError, StopIteration):
         return "a web page" if text.lstrip()[:1] == "<" else text.strip()[:300]
 
 

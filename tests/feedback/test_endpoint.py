@@ -202,6 +202,8 @@ def test_what_passes_is_tried_again(failure: Reply | None, serve: Serve, cache: 
         (whole({"error": {"message": "no model m"}}, 404), "no model m.*no such API or model"),
         (Reply(404, b"<html>"), "a web page.*check url"),
         (whole({"error": {"message": "bad field"}}, 400), "bad field.*refuses the request as it is"),
+        (whole({"detail": "odd field"}, 422), ": odd field. The server refuses the request as it is"),
+        (whole({"object": "error", "message": "no m"}, 404), ": no m. There is no such API or model"),
         (whole({"error": {"code": "insufficient_quota"}}, 429), "insufficient_quota"),
         (whole({}, 429, Retry_After="7200"), "asks to wait 7,200 seconds"),
         (whole({}, 307, Location="http://elsewhere/v1"), "has moved to 'http://elsewhere/v1'"),
@@ -225,12 +227,14 @@ def test_it_gives_up_after_so_many_tries(serve: Serve, cache: str) -> None:
     assert len(server.bodies) == 3
 
 
-def test_a_server_that_is_not_there(serve: Serve, cache: str) -> None:
+def test_a_server_that_is_not_there(serve: Serve, cache: str, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.raises(UserError, match=r"gave up after 2 tries\. http://127.0.0.1:\d+ cannot be reached"):
-        Endpoint(f"http://127.0.0.1:{port}", "m", cache=cache, retries=1).complete(questions(1), 5)
+        Endpoint(f"http://127.0.0.1:{port}", "m", cache=cache, retries=1).complete(questions(3), 5)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # at the first try, and for one of the three
+    assert "cannot be reached" in caplog.text
 
 
 def test_a_server_that_stalls(serve: Serve, cache: str) -> None:
