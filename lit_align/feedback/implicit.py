@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_align.data.collate import padded
 from lit_align.errors import UserError
 from lit_align.feedback.frozen import FrozenModel
 from lit_align.feedback.reading import AnswerReader
@@ -41,15 +40,11 @@ class LogProbReader(AnswerReader):
         Raises:
             UserError: The chat template refuses a prompt, or a log-probability is not finite.
         """
-        encoded = self._encode(answers)
-        # As for rewards: answers of about one length together, the longest first.
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].prompt) - len(encoded[i].responses[0]))
-        sums = torch.empty(len(encoded), dtype=torch.float32)
+        sums = torch.empty(len(answers), dtype=torch.float32)
         device = self.frozen.device
         with torch.autocast(device.type, enabled=False):
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = padded([encoded[row] for row in rows], self.encoder.tokenizer.pad_token_id).to(device)
+            for rows, on_cpu in self.batches(answers):
+                batch = on_cpu.to(device)
                 of_tokens = response_logps(self.frozen.model, batch)
                 values = sum_by_response(of_tokens, batch.response_index, batch.n_responses)
                 sums[rows] = (values / batch.response_lengths if normalise else values).cpu()

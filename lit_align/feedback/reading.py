@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from lit_align.data.counts import Counts
 from lit_align.data.encoding import Encoder, Lengths
 from lit_align.errors import UserError
 from lit_align.feedback.source import Answer, checked
-from lit_align.groups import Group, TokenGroup
+from lit_align.groups import Group, GroupBatch, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer, response_rewards
 
 log = logging.getLogger(__name__)
@@ -61,16 +61,28 @@ class AnswerReader:
         Raises:
             UserError: The chat template refuses a prompt, or a reward is not finite.
         """
-        encoded = self._encode(answers)
-        # Answers of about one length together, the longest first: memory that does not suffice is missed at once.
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].prompt) - len(encoded[i].responses[0]))
-        rewards = torch.empty(len(encoded), dtype=torch.float32)
+        rewards = torch.empty(len(answers), dtype=torch.float32)
         with torch.autocast(device.type, enabled=False):
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = padded([encoded[row] for row in rows], self.encoder.tokenizer.pad_token_id)
+            for rows, batch in self.batches(answers):
                 rewards[rows] = (response_rewards(model, batch.to(device)) + bias).cpu()
         return checked(rewards, answers, f"The reward model {self.name!r}")
+
+    def batches(self, answers: Sequence[Answer]) -> Iterator[tuple[list[int], GroupBatch]]:
+        """Encoded answers as batches, each with the index of its answers.
+
+        Answers of about one length go together, so that no row is more than half padding. The longest come first: memory
+        that does not suffice is missed at once.
+
+        Raises:
+            UserError: The chat template refuses a prompt.
+        """
+        encoded = self._encode(answers)
+        lengths = [len(tokens.prompt) + len(tokens.responses[0]) for tokens in encoded]
+        order = sorted(range(len(encoded)), key=lambda i: -lengths[i])
+        while order:
+            n = sum(2 * lengths[i] >= lengths[order[0]] for i in order[: self.batch_size])
+            rows, order = order[:n], order[n:]
+            yield rows, padded([encoded[row] for row in rows], self.encoder.tokenizer.pad_token_id)
 
     def _encode(self, answers: Sequence[Answer]) -> list[TokenGroup]:
         groups = (Group(a.prompt, (a.response,), source=f"answer {i}") for i, a in enumerate(answers))
