@@ -28,11 +28,11 @@ from lit_align.models import (
     MovingReference,
     Reference,
     ReferenceConfig,
-    frozen_copy,
     is_adapted,
     is_sharded,
     load_policy,
     load_tokenizer,
+    moving_copy,
     response_logps,
     shard,
 )
@@ -128,7 +128,7 @@ class AlignmentModule(LightningModule, ABC):
         """
         self._reference_config = config
         if isinstance(config, MovingReference):
-            self.reference = frozen_copy(model)
+            self.reference = moving_copy(model)
         elif isinstance(config, CachedReference):
             self._reference = Reference(model, None if is_adapted(model) else partial(load_policy, self.policy_config))
             self._reference_cache = ReferenceCache(Path(config.folder), self._reference)

@@ -29,9 +29,9 @@ from lit_align.models import (
     ModelConfig,
     MovingReference,
     Sampling,
-    frozen_copy,
     gathered,
     load_policy,
+    moving_copy,
     response_hidden,
     save_model,
     token_logps,
@@ -54,6 +54,8 @@ class SPA(AlignmentModule):
     - the reference of the loss is the policy that the round began with, which also sampled it (`previous`, in checkpoints);
     - the judgement compares that policy with the SFT model, the same in every round (`reference_model()`, in no checkpoint);
     - noise detection extrapolates the policy of the moment away from `previous`.
+
+    With LoRA `previous` is a second adapter, and the SFT model the weights without one.
 
     With each stage the optimiser's state and the schedule begin anew. Two answers that tie, as identical ones do, teach
     nothing: a departure from the released code, where the first one wins. A round is written to
@@ -143,13 +145,12 @@ class SPA(AlignmentModule):
                 "SPA begins its schedule anew with each stage, which schedulers of torch cannot: set lr_scheduler to "
                 "{warmup: 0.1, decay: cosine}, shares of each stage."
             )
-        if self.policy_config.lora is not None:
+        lora = self.policy_config.lora
+        if self.policy_config.dropout or (lora is not None and lora.dropout):
             raise UserError(
-                "SPA needs the policy of the last round as a model of its own, and with policy.lora there is none: train all "
-                "weights."
+                "policy.dropout and policy.lora.dropout must be 0: a policy with dropout is not the one that it is compared "
+                "with."
             )
-        if self.policy_config.dropout:
-            raise UserError("policy.dropout must be 0: a policy with dropout is not the one that it is compared with.")
 
     def configure_model(self) -> None:
         """Loads the policy, and keeps it as it is then twice: as the fixed judging reference and as the first `previous`."""
@@ -157,7 +158,7 @@ class SPA(AlignmentModule):
             return
         self.policy = load_policy(self.policy_config)
         self.keep_reference(self.policy)
-        self.previous = frozen_copy(self.policy)
+        self.previous = moving_copy(self.policy)
         for source in (self.judge, self.gold):
             if source is not None:
                 source.attach(self.policy)

@@ -20,6 +20,7 @@ from lit_align.models.reference import (
     Reference,
     ReferenceConfig,
     frozen_copy,
+    moving_copy,
 )
 from lit_align.models.sampling import Sampling
 from lit_align.models.sharding import gathered, inside, is_sharded, placed, shard
@@ -44,6 +45,7 @@ __all__ = [
     "load_policy",
     "load_reward_model",
     "load_tokenizer",
+    "moving_copy",
     "placed",
     "response_hidden",
     "response_logps",

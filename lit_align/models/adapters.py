@@ -23,7 +23,7 @@ FINGERPRINT = "base_fingerprint"
 def with_lora(model: PreTrainedModel, config: LoRAConfig) -> Any:
     """The model with an adapter, which is all that is trained, besides a reward head, which is trained in full.
 
-    As a part of a checkpoint its state dict holds only what is trained, and the fingerprint of what is not.
+    As a part of a checkpoint its state dict holds only that, and the fingerprint of the weights below.
 
     Returns:
         A `peft.PeftModel` around the same weights.
@@ -60,6 +60,7 @@ def with_lora(model: PreTrainedModel, config: LoRAConfig) -> Any:
                 "or leave target_modules out for all of them."
             )
     adapted.base_fingerprint = base_fingerprint
+    adapted.own_names = frozenset(name for name, parameter in adapted.named_parameters() if parameter.requires_grad)
     adapted.register_state_dict_post_hook(_drop_frozen)
     adapted.register_load_state_dict_pre_hook(_take_frozen)
     return adapted
@@ -70,10 +71,23 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, FINGERPRINT)
 
 
+def own_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What a copy of the model has for itself: all weights, or of an adapted model the adapter, frozen or not."""
+    names = getattr(model, "own_names", None)
+    return [parameter for name, parameter in model.named_parameters() if names is None or name in names]
+
+
 def without_adapter(model: Any) -> Any:
     """The model as it is with its adapter off: other modules around the very same tensors, so that it takes no memory."""
     same = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return copy.deepcopy(model, same).unload()
+
+
+def with_another_adapter(model: Any) -> Any:
+    """The model as it is now, with an adapter of its own around the very same weights, so that it takes only that memory."""
+    own = set(map(id, own_parameters(model)))
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors if id(tensor) not in own})
 
 
 def without_weights(model: Any) -> Any:
@@ -115,10 +129,10 @@ def merged_state(model: Any, state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _drop_frozen(model: Any, state: dict[str, Any], prefix: str, _: object) -> None:
-    """Leaves what is trained, where the model is part of something that is saved; on its own it is whole."""
+    """Leaves the adapter, where the model is part of something that is saved; on its own it is whole."""
     if not prefix:
         return
-    kept = _trained(model)
+    kept = model.own_names
     for key in [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) not in kept]:
         del state[key]
     state[prefix + FINGERPRINT] = torch.tensor(list(bytes.fromhex(model.base_fingerprint)), dtype=torch.uint8)
@@ -135,9 +149,5 @@ def _take_frozen(model: Any, state: dict[str, Any], prefix: str, *_: object) -> 
             f"The checkpoint holds an adapter to other weights (fingerprint {found}) than those that the model's path gives "
             f"now ({model.base_fingerprint}). Point it at the model the run started from."
         )
-    kept = _trained(model)
+    kept = model.own_names
     state.update({prefix + name: tensor for name, tensor in model.state_dict().items() if name not in kept})
-
-
-def _trained(model: Any) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lit_align.errors import UserError
-from lit_align.models.adapters import is_adapted, without_adapter
+from lit_align.models.adapters import is_adapted, own_parameters, with_another_adapter, without_adapter
 from lit_align.models.config import ModelConfig
 from lit_align.models.fingerprint import fingerprint
 from lit_align.models.sharding import local_weights
@@ -73,11 +73,13 @@ class CachedReference(ReferenceConfig):
 class MovingReference(ReferenceConfig):
     """A copy that follows the policy (TR-DPO, Gorbatovski et al. 2024, 2404.09656); checkpoints hold it.
 
+    With LoRA it is a copy of the adapter.
+
     Args:
         every: Optimiser steps between two updates; or `round`, for methods that sample in rounds: the reference of a round is
             then the policy that sampled it, as in iterative DPO.
         mix: Weight of the policy in an update: 1 replaces the reference (the paper's hard update), less than 1 averages
-            (its soft update, equation 4).
+            (its soft update, equation 4), which adapters cannot.
     """
 
     every: int | Literal["round"] = 512
@@ -90,19 +92,19 @@ class MovingReference(ReferenceConfig):
             raise UserError(f"reference.mix is the policy's weight in an update, in (0, 1], got {self.mix}.")
 
     def check(self, policy: ModelConfig, has_rounds: bool = False) -> None:
-        """All weights have to move, and rounds must be there to move in."""
+        """Weights must have a mean, and rounds must be there to move in."""
         if self.every == "round" and not has_rounds:
             raise UserError("reference.every: round has no meaning for a method without rounds: give optimiser steps.")
-        if policy.lora is not None:
+        if policy.lora is not None and self.mix < 1:
             raise UserError(
-                "MovingReference needs a reference with weights of its own, and with policy.lora there is none: train all "
-                "weights, or use FrozenReference."
+                f"reference.mix is {self.mix}, and the means of two adapters' factors are not the factors of their mean: set "
+                "it to 1, or train all weights."
             )
 
     @torch.no_grad()
     def move(self, reference: nn.Module, policy: nn.Module) -> None:
         """One update: reference <- mix policy + (1 - mix) reference."""
-        mine, theirs = (local_weights(model) for model in (reference, policy))
+        mine, theirs = (local_weights(own_parameters(model)) for model in (reference, policy))
         if self.mix == 1:
             torch._foreach_copy_(mine, theirs)
         else:
@@ -119,6 +121,14 @@ def frozen_copy(model: AnyModule) -> AnyModule:
         plain: AnyModule = without_adapter(model)
         return plain.eval()
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def moving_copy(model: AnyModule) -> AnyModule:
+    """As `frozen_copy`, for a copy that is to follow the model: with an adapter it has one of its own, as it is now."""
+    if is_adapted(model):
+        other: AnyModule = with_another_adapter(model)
+        return other.requires_grad_(False).eval()
+    return frozen_copy(model)
 
 
 class Reference:

@@ -7,7 +7,7 @@ runs `inside` it, which FSDP2 takes for one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar
@@ -58,9 +58,9 @@ def is_sharded(model: nn.Module) -> bool:
     return hasattr(model, INSIDE)
 
 
-def local_weights(model: nn.Module) -> list[torch.Tensor]:
+def local_weights(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     """What of each weight is on this rank: all of it, or its shard. Models that are sharded alike have them alike."""
-    weights = [parameter.detach() for parameter in model.parameters()]
+    weights = [parameter.detach() for parameter in parameters]
     return [weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights]
 
 

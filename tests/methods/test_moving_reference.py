@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.data import LabelData, PreferenceData
 from lit_align.methods import DPO, KTO, SFT
-from lit_align.models import ModelConfig, MovingReference, load_policy
+from lit_align.models import LoRAConfig, ModelConfig, MovingReference, load_policy
 
 # Resumed runs write no checkpoints.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
@@ -51,13 +51,14 @@ def run(
     name: str = "dpo",
     callbacks: tuple[Callback, ...] = (),
     ckpt_path: Path | None = None,
+    lora: LoRAConfig | None = None,
     **trainer: object,
 ) -> LightningModule:
     """Six optimiser steps of two batches each, with dropout to tell train from eval mode."""
     method, rows = METHODS[name]
     seed_everything(7 if ckpt_path is None else 99, verbose=False)
     module = method(
-        policy=ModelConfig(str(start), dropout=0.1),
+        policy=ModelConfig(str(start), dropout=0.1, lora=lora),
         reference=reference,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
     )
@@ -103,6 +104,20 @@ def test_every_checkpoint_leads_to_the_same_end(name, start, tmp_path):
     assert len(found) == 6
     for checkpoint in found:
         resumed = run(start, tmp_path, reference, name, ckpt_path=checkpoint).state_dict()
+        assert [key for key, value in whole.items() if not torch.equal(resumed[key], value)] == [], checkpoint.name
+
+
+def test_an_adapter_moves_and_resumes(start, tmp_path):
+    trace, reference, lora = Trace(), MovingReference(every=2), LoRAConfig(rank=2)
+    keep = ModelCheckpoint(tmp_path / "whole", "{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(start, tmp_path, reference, callbacks=(trace, keep), lora=lora).state_dict()
+    policies, references = zip(*trace.steps, strict=True)
+    for step in (2, 4, 6):
+        assert torch.equal(references[step - 1], policies[step - 1])
+        assert not torch.equal(references[step - 2], policies[step - 2])
+    assert torch.equal(references[2], policies[1])
+    for checkpoint in sorted((tmp_path / "whole").glob("*.ckpt"))[2:4]:
+        resumed = run(start, tmp_path, reference, ckpt_path=checkpoint, lora=lora).state_dict()
         assert [key for key, value in whole.items() if not torch.equal(resumed[key], value)] == [], checkpoint.name
 
 

@@ -15,10 +15,12 @@ from lit_align.errors import UserError
 from lit_align.models import (
     LoRAConfig,
     ModelConfig,
+    MovingReference,
     frozen_copy,
     load_policy,
     load_reward_model,
     load_tokenizer,
+    moving_copy,
     response_logps,
     response_rewards,
     save_model,
@@ -66,6 +68,23 @@ def test_the_reference_is_the_same_weights_without_the_adapter(architecture) -> 
         expected = logits(adapted)
     assert torch.equal(logits(reference), expected)
     assert float((logits(adapted) - expected).abs().max()) > 1e-3
+
+
+def test_another_adapter_is_on_the_same_weights_and_follows(architecture) -> None:
+    adapted = trained(with_lora(AutoModelForCausalLM.from_config(architecture), LoRAConfig(rank=3)))
+    kept, other = copy.deepcopy(adapted), moving_copy(adapted)
+    own = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    of_adapted = {name: parameter.data_ptr() for name, parameter in adapted.named_parameters()}
+    assert own == [name for name, p in other.named_parameters() if p.data_ptr() != of_adapted[name]]
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+    trained(adapted)
+    assert torch.equal(logits(other), logits(kept))
+    assert not torch.equal(logits(other), logits(adapted))
+    MovingReference(every=1).move(other, adapted)
+    assert torch.equal(logits(other), logits(adapted))
+    saved = nn.ModuleDict({"policy": adapted, "previous": other}).state_dict()
+    names = {f"{part}.{name}" for part in ("policy", "previous") for name in [*own, "base_fingerprint"]}
+    assert saved.keys() == names
 
 
 def test_log_probabilities_go_through_the_adapter(architecture, random_groups) -> None:

@@ -71,6 +71,8 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         MovingReference(**settings)
 
 
-def test_an_adapter_has_no_reference_that_moves():
-    with pytest.raises(UserError, match=r"policy\.lora"):
-        MovingReference().check(ModelConfig("mini_instruct", init="random", lora=LoRAConfig()))
+def test_adapters_have_no_mean():
+    policy = ModelConfig("mini_instruct", init="random", lora=LoRAConfig())
+    MovingReference().check(policy)
+    with pytest.raises(UserError, match=r"mix is 0\.5.*set it to 1"):
+        MovingReference(mix=0.5).check(policy)
