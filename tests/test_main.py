@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,53 @@ def test_help_lists_every_command_at_once_and_without_torch():
     assert shown.splitlines()[-1] == "False"
     for command in ("fit", "validate", "test", "predict", "compare", "export"):
         assert any(line.split()[:1] == [command] and len(line.split()) > 3 for line in shown.splitlines()), command
+
+
+def test_the_help_of_fit_imports_no_more_than_the_trainer_needs():
+    code = """
+import gc, sys
+sys.argv = ['x', 'fit', '--help']
+from lit_align.__main__ import main
+try:
+    main()
+finally:
+    heavy = {'datasets', 'pandas', 'peft', 'pyarrow', 'scipy', 'sklearn', 'vllm', 'wandb'}
+    print(gc.isenabled(), gc.get_freeze_count() > 200_000, sorted(heavy & set(sys.modules)))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "True True []"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_imports_are_not_collected_and_what_comes_after_them_is(fails: bool, monkeypatch: pytest.MonkeyPatch):
+    frozen: list[bool] = []
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    with pytest.raises(ImportError) if fails else nullcontext(), dispatcher.uncollected():
+        assert not gc.isenabled()
+        if fails:
+            raise ImportError
+    assert gc.isenabled()
+    assert frozen == [False]
+
+
+def test_a_program_that_has_torch_already_keeps_its_collector():
+    before = gc.get_freeze_count()
+    with dispatcher.uncollected():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
+
+
+def test_the_imports_of_a_command_are_those_it_begins_with(hello: Path):
+    assert dispatcher.imports_of(hello / "hello.py") == []
+    assert "lit_align.data.overview" in dispatcher.imports_of(
+        Path(lit_align.cli.__file__).parent / "commands" / "data.py"
+    )
+    (hello / "late.py").write_text(
+        "from os import path\n\n\ndef late(text: str) -> None:\n"
+        "    from json import dumps\n\n    if text:\n        from nowhere import x\n    print(dumps(text))\n"
+    )
+    assert dispatcher.imports_of(hello / "late.py") == ["json"]
 
 
 def test_a_new_file_is_a_new_command(call, hello, capsys: pytest.CaptureFixture[str]):
