@@ -53,6 +53,11 @@ def real_rankings(data: Path, k: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def real_prompts(data: Path) -> list[dict[str, Any]]:
+    """The prompts of `real_pairs` alone."""
+    return [{"prompt": pair["prompt"]} for pair in real_pairs(data)]
+
+
 def made_up_pairs(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of random words with lengths about those of UltraFeedback: lognormal, prompts of 120 and responses of 220 words."""
     rng = random.Random(seed)
@@ -127,6 +132,27 @@ def write_material(
     (LlamaForSequenceClassification if reward else LlamaForCausalLM)(config).save_pretrained(folder / "model")
     short = [row for row in rows if max(_lengths(row, fast), default=0) <= max_length]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short), encoding="utf-8")
+
+
+def keep_rows(folder: Path, n: int, max_prompt_length: int) -> list[int]:
+    """Leaves in `rows.jsonl` the first n rows whose prompts are no longer; returns the tokens of each prompt.
+
+    Raises:
+        SystemExit: There are not so many.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    file = folder / "rows.jsonl"
+    kept, lengths = list[str](), list[int]()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = tokenizer.apply_chat_template(json.loads(line)["prompt"], tokenize=False, add_generation_prompt=True)
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if length <= max_prompt_length and len(kept) < n:
+            kept.append(line)
+            lengths.append(length)
+    if len(kept) < n:
+        raise SystemExit(f"Only {len(kept)} of {n} prompts have at most {max_prompt_length} tokens.")
+    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return lengths
 
 
 def _lengths(row: dict[str, Any], tokenizer: Any) -> list[int]:

@@ -1,9 +1,12 @@
 """A PPO rollout with its updates beside TRL's, on the same prompts and weights, with as many optimiser steps.
 
-    python -m benchmarks.ppo --peer trl --peer-python PYTHON [--model 40m] [--vocab 16000] [--batch 16] [--response-length 64]
-                             [--inner-epochs 4] [--precision bf16-true|32-true] [--threads 2] [--device cpu] [--repeats 5]
+    python -m benchmarks.ppo --peer trl --peer-python PYTHON [--data FOLDER] [--max-prompt-length 512] [--model 40m]
+                             [--vocab 16000] [--batch 16] [--response-length 64] [--inner-epochs 4] [--layout shared|padded]
+                             [--precision bf16-true|32-true] [--threads 2] [--device cpu] [--repeats 5]
 
-PYTHON is that of an environment with TRL 1.10, the last release with PPO (`trl.experimental.ppo`). A unit of work is what a
+PYTHON is that of an environment with TRL 1.10, the last release with PPO (`trl.experimental.ppo`). With `--data` the prompts
+are the first of `dpo_en_demo.json` in that folder that are short enough, else a few random words. Every rollout is of all of
+them, because the two libraries shuffle differently. A unit of work is what a
 batch of prompts costs the user: sampling a response of fixed length to each, a reward model's score, log-probabilities under
 policy and reference, values of a separate critic, and `--inner-epochs` optimiser steps on the whole batch, in each library's
 own trainer. Both begin with the same random weights, so their entropies, which must agree to 2 %, say whether they sample the
@@ -27,32 +30,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["trl"], default="trl")
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--max-prompt-length", type=int, default=512)
     parser.add_argument("--model", default="40m")
     parser.add_argument("--vocab", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--response-length", type=int, default=64)
     parser.add_argument("--inner-epochs", type=int, default=4)
     parser.add_argument("--precision", choices=["bf16-true", "32-true"], default="bf16-true")
-    parser.add_argument("--layout", choices=["shared", "padded"], default="padded")
+    parser.add_argument("--layout", choices=["shared", "padded"], default="shared")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     settings = vars(parser.parse_args())
 
-    from benchmarks.material import made_up_prompts, write_material, write_reward_model
+    from benchmarks.material import keep_rows, made_up_prompts, real_prompts, write_material, write_reward_model
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = made_up_prompts(settings["batch"])
-        write_material(folder, rows, settings["model"], settings["vocab"], 512 + settings["response_length"])
+        rows = made_up_prompts(settings["batch"]) if settings["data"] is None else real_prompts(settings["data"])
+        longest = settings["max_prompt_length"]
+        write_material(folder, rows, settings["model"], settings["vocab"], longest + settings["response_length"])
+        lengths = keep_rows(folder, settings["batch"], longest)
         write_reward_model(folder)
-        told = json.dumps({**settings, "folder": name, "max_prompt_length": 512, "updates": settings["repeats"] + 3})
+        told = json.dumps({**settings, "data": None, "folder": name, "updates": settings["repeats"] + 3})
         environment = {"OMP_NUM_THREADS": str(settings["threads"]), "TOKENIZERS_PARALLELISM": "false"}
         here = Path(__file__).parent
         peer = Side([settings["peer_python"], str(here / "peers" / "trl_ppo.py"), told], environment)
         ours = Side([sys.executable, "-m", "benchmarks.sides.ppo", told], environment)
         result = compare(ours, peer, settings["repeats"], 1, check_entropy)
-        report("ppo", result, {**settings, "peer_settings": peer.built["settings"]})
+        settings |= {"data": str(settings["data"]), "prompt_lengths": lengths, "peer_settings": peer.built["settings"]}
+        report("ppo", result, settings)
         ours.close()
         peer.close()
 

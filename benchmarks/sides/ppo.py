@@ -44,7 +44,9 @@ def main() -> None:
     folder = told["folder"]
     module = PPO(
         ModelConfig(f"{folder}/model"),
-        RewardModelReward(ModelConfig(f"{folder}/reward")),
+        RewardModelReward(
+            ModelConfig(f"{folder}/reward", dtype="bfloat16" if told["precision"] == "bf16-true" else "float32")
+        ),
         RolloutConfig(max_new_tokens=told["response_length"]),
         critic=ModelConfig(f"{folder}/reward"),
         inner_epochs=told["inner_epochs"],
