@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lit_align.errors import UserError
-from lit_align.feedback.endpoint_http import NoAnswerError, Server
+from lit_align.feedback.endpoint_http import NoAnswerError, RefusedError, Server
 from lit_align.feedback.endpoint_ledger import Ledger, Usage
 from lit_align.feedback.endpoint_replies import usage_of
 
@@ -23,8 +25,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 
 NOTHING = Usage(0, 0, 0)
 
-WORTH_A_WARNING = 10.0
-"""Seconds of waiting that a person is told about; the first wait is told whatever it is."""
+TOLD_EVERY = 10.0
+"""Seconds from one warning about a failure that may pass to the next; the first one is told at once."""
 
 
 class StoppedError(Exception):
@@ -64,7 +66,7 @@ class Asking:
         self.check = check
         self.retries = retries
         self._stop = threading.Event()
-        self._told = False
+        self._told = -math.inf
         self._random = random.SystemRandom()  # the global generator belongs to training
 
     def arriving(self, requests: Iterable[Request], concurrency: int) -> Iterator[tuple[str, Any]]:
@@ -119,13 +121,11 @@ class Asking:
             except NoAnswerError as failure:
                 if attempt == self.retries:
                     raise UserError(
-                        f"Endpoint: gave up after {attempt + 1} tries. {failure}. Answers so far are kept in "
+                        f"{self.server.url}: gave up after {attempt + 1} tries. {failure}. Answers so far are kept in "
                         f"{self.ledger.file} and are not asked for again: start again to go on."
                     ) from None
                 wait = failure.wait + min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * self._random.uniform(0.5, 1)
-                level = logging.INFO if self._told and wait <= WORTH_A_WARNING else logging.WARNING
-                self._told = True
-                log.log(level, "%s. Trying again in %.1f seconds.", failure, wait)
+                log.log(self._level(), "%s. Trying again in %.1f seconds.", failure, wait)
                 self._pause(wait)
         raise AssertionError("the last try returns or raises")
 
@@ -141,12 +141,23 @@ class Asking:
             except NoAnswerError as failure:
                 used = NOTHING if failure.is_free else request.bound
                 raise
+            except RefusedError as refusal:
+                refusal.key = request.key
+                raise
             used = usage_of(reply, request.bound)
             self.check(reply)
             kept = {request.key: json.dumps(reply)}
         finally:
             self.ledger.settle(request.bound, used, kept)
         return reply
+
+    def _level(self) -> int:
+        """Of a failure that may pass: one line now and then, however many requests wait for the same server."""
+        now = time.monotonic()
+        if now - self._told < TOLD_EVERY:
+            return logging.INFO
+        self._told = now
+        return logging.WARNING
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(seconds) if seconds > 0 else self._stop.is_set():

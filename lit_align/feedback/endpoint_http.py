@@ -37,6 +37,12 @@ class NoAnswerError(Exception):
         self.is_free = is_free
 
 
+class RefusedError(UserError):
+    """One request is refused as it is, where others may not be. `key` says which, once somebody knows."""
+
+    key = ""
+
+
 class Server:
     """Where requests go.
 
@@ -114,7 +120,7 @@ class Server:
             return ""
 
     def _failure(self, error: urllib.error.HTTPError, said: str) -> Exception:
-        status, reply = error.code, f"HTTP {error.code} from {error.url}: {said or error.reason}"
+        status, reply = error.code, f"HTTP {error.code} from {error.url}: {said.rstrip('. ') or error.reason}"
         if (status in WORTH_ANOTHER_TRY or (status >= 500 and status != 501)) and "insufficient_quota" not in said:
             wait = _requested_wait(error.headers.get("Retry-After"))
             if wait > LONGEST_REQUESTED_WAIT:
@@ -135,7 +141,7 @@ class Server:
             return UserError(
                 f"{reply}. The server has moved to {error.headers.get('Location')!r}: name that address in url."
             )
-        return UserError(f"{reply}. The server refuses the request as it is; `extra` adds and removes fields of it.")
+        return RefusedError(f"{reply}. The server refuses the request as it is; `extra` adds and removes fields of it.")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -25,6 +25,29 @@ def text_of(reply: Any) -> str:
     return text or ""
 
 
+def is_finished(reply: Any) -> bool:
+    """Whether the model ended the answer itself: `stop`. All else cut it: a limit on its length, a filter.
+
+    Raises:
+        NoAnswerError: The reply has no answer in it, the server broke the answer off, or does not say.
+    """
+    reason = _choice(reply).get("finish_reason")
+    if not isinstance(reason, str) or reason == "abort":
+        raise NoAnswerError(f"the server sent an answer whose finish_reason is {reason!r}")
+    return reason == "stop"
+
+
+def is_thoughts_only(reply: Any) -> bool:
+    """Whether a model that thinks before it answers, and whose thoughts the server tells apart, gave nothing but thoughts.
+
+    Raises:
+        NoAnswerError: The reply has no answer in it.
+    """
+    message = _choice(reply).get("message")
+    thoughts = isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning"))
+    return bool(thoughts) and not text_of(reply)
+
+
 def first_tokens(reply: Any) -> list[tuple[str, float]]:
     """The likeliest first tokens of an answer with their log-probabilities, nats, in the form of either API.
 
