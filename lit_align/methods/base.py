@@ -310,7 +310,8 @@ class AlignmentModule(LightningModule, ABC):
         """Logs the mean of each metric over every value of every batch and rank."""
         for name, values in metrics.items():
             if name not in self._val_metrics:
-                self._val_metrics[name] = MeanMetric().to(self.device)
+                # Else it would add up in bfloat16 under `bf16-true`, where a sum of ones ends at 256.
+                self._val_metrics[name] = MeanMetric().set_dtype(torch.float32).to(self.device)
             metric = cast("MeanMetric", self._val_metrics[name])
             metric.update(values.detach().float(), weight=0.0 if is_filler else 1.0)
             self.log(

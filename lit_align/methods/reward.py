@@ -133,7 +133,7 @@ class RewardModel(AlignmentModule):
                 if not batch.is_filler:
                     total += torch.stack([best.sum(), best.new_tensor(len(best))])
         total = cast("Tensor", self.trainer.strategy.reduce(total, reduce_op="sum"))
-        self.bias -= total[0] / total[1]
+        self.bias = self.bias.float() - total[0] / total[1]
 
     def export(self, folder: str | Path) -> None:
         """Writes the trunk and its head; the bias as `reward_bias` in config.json."""
