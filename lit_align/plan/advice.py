@@ -23,7 +23,8 @@ def advice(work: Work) -> str:
 def _changes(work: Work) -> list[tuple[str, Work]]:
     """What could be set otherwise, and what the work would then be."""
     changes: list[tuple[bool, str, Callable[[], Work]]] = [
-        (not work.recompute, "policy.activation_checkpointing: true", lambda: replace(work, recompute=True)),
+        (not work.held[0].recompute, "policy.activation_checkpointing: true", lambda: replace(
+            work, held=[replace(work.held[0], recompute=True), *work.held[1:]])),
         (work.rows > 1, "half the batch, and twice accumulate_grad_batches", lambda: replace(
             work, rows=-(-work.rows // 2), accumulates=True)),
         (work.columns > 512, "half of max_length", lambda: replace(work, columns=work.columns // 2)),

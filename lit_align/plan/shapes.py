@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from lit_align.errors import UserError
+from lit_align.models import LoRAConfig
 
 WITHOUT_MASK = "sdpa_without_mask"
 """Attention over rows of one length. transformers leaves their mask out, too, but not where tensors hold nothing to look at."""
@@ -26,7 +30,9 @@ class Shape(NamedTuple):
     Args:
         parameters: All of them; an embedding that is also the head counts once.
         outside_layers: Those of embeddings, head and last norm.
-        linear: Widths in and out of each linear layer below the head, summed over the layers: what an adapter of rank 1 has.
+        head: Those of the head over the vocabulary, whether or not they are the embedding's too.
+        own_head: Those that are the head's alone: all or none.
+        linear: Widths in and out of each linear layer that gets an adapter, summed over the layers: what one of rank 1 has.
         layers: How many layers.
         width: Of a hidden state.
         cache_width: Of the keys and values of a token in one layer, both.
@@ -37,6 +43,8 @@ class Shape(NamedTuple):
 
     parameters: int
     outside_layers: int
+    head: int
+    own_head: int
     linear: int
     layers: int
     width: int
@@ -46,17 +54,28 @@ class Shape(NamedTuple):
     kept_per_layer: int
 
 
-def shape_of(config: PretrainedConfig, attention: str, half: bool) -> Shape:
+def shape_of(
+    config: PretrainedConfig,
+    attention: str,
+    half: bool,
+    dtype: torch.dtype = torch.float32,
+    lora: LoRAConfig | None = None,
+) -> Shape:
     """The numbers of a model of this configuration.
 
     Args:
         config: Of the model.
         attention: As `attn_implementation`; every kernel that does not hold all scores keeps what `sdpa` does.
-        half: Whether it computes in bfloat16 from float32 weights (`bf16-mixed`).
+        half: Whether it computes in bfloat16 whatever its weights are (`bf16-mixed`).
+        dtype: Of its weights.
+        lora: The adapter that is trained in place of them, if there is one.
+
+    Raises:
+        UserError: `lora.target_modules` names no linear layer of the model.
     """
     text = config.get_text_config()
     layers = text.num_hidden_layers
-    one, two = (_Traced(config, n, attention, half) for n in (1, 2))
+    one, two = (_Traced(config, n, attention, half, dtype, lora) for n in (1, 2))
     short, long = (two.kept[tokens] - one.kept[tokens] for tokens in (SHORT, LONG))
     per_token = (long - short) / (LONG - SHORT)
     of_layer = two.parameters - one.parameters
@@ -65,6 +84,8 @@ def shape_of(config: PretrainedConfig, attention: str, half: bool) -> Shape:
     return Shape(
         parameters=one.parameters + (layers - 1) * of_layer,
         outside_layers=one.parameters - of_layer,
+        head=one.head,
+        own_head=0 if one.is_tied else one.head,
         linear=layers * (two.linear - one.linear),
         layers=layers,
         width=text.hidden_size,
@@ -83,27 +104,68 @@ class _Traced:
         layers: How many.
         attention: As in `shape_of`.
         half: As in `shape_of`.
+        dtype: As in `shape_of`.
+        lora: As in `shape_of`.
     """
 
-    def __init__(self, config: PretrainedConfig, layers: int, attention: str, half: bool) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        layers: int,
+        attention: str,
+        half: bool,
+        dtype: torch.dtype,
+        lora: LoRAConfig | None,
+    ) -> None:
         config = copy.deepcopy(config)
         text = config.get_text_config()
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:layers]
-        with FakeTensorMode():
+        with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager" if attention == "eager" else WITHOUT_MASK
+                config, attn_implementation="eager" if attention == "eager" else WITHOUT_MASK, dtype=dtype
             )
             trunk = model.base_model.train()
             self.parameters = sum(parameter.numel() for parameter in model.parameters())
-            linear = [module.weight for module in trunk.modules() if _is_linear(module)]
-            self.linear = sum(sum(weight.shape) for weight in linear)
+            head, embedding = (part.weight for part in (model.get_output_embeddings(), model.get_input_embeddings()))
+            self.head, self.is_tied = head.numel(), head is embedding
+            self.linear = sum(sum(module.weight.shape) for module in trunk.modules() if _is_linear(module))
+            if lora is not None:
+                self.linear = _adapt(model, lora) // lora.rank
+        # On the CPU, because autocast leaves the device `meta` alone.
+        with FakeTensorMode():
+            _onto_cpu(trunk)
             self.kept = {tokens: _kept(trunk, tokens, half) for tokens in (SHORT, LONG)}
 
 
 def _is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _adapt(model: Any, lora: LoRAConfig) -> int:
+    """Puts an adapter into a model; returns how many weights the adapter has."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = "all-linear" if lora.target_modules is None else lora.target_modules
+    with warnings.catch_warnings():
+        # As in `lit_align.models.adapters`: of no concern to a model that is never run on numbers.
+        warnings.simplefilter("ignore")
+        try:
+            get_peft_model(model, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+        except ValueError as error:
+            raise UserError(f"lora.target_modules: {error}") from error
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _onto_cpu(trunk: nn.Module) -> None:
+    """Gives each weight and buffer, of the device `meta`, one of the mode's tensors that pass for the CPU's."""
+    for module in trunk.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            like = torch.empty(weight.shape, dtype=weight.dtype)
+            setattr(module, name, nn.Parameter(like, requires_grad=weight.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _kept(trunk: Any, tokens: int, half: bool) -> int:

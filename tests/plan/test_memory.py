@@ -7,27 +7,97 @@ from dataclasses import replace
 import pytest
 
 from lit_align.plan.advice import advice
-from lit_align.plan.memory import Held, Work, moments, peak
+from lit_align.plan.memory import NO_LOGITS, STATS, Held, Work, moments, peak
 from lit_align.plan.shapes import Shape
 
 SHAPE = Shape(
-    parameters=1000, outside_layers=200, linear=30, layers=4, width=8, cache_width=6, vocabulary=10, kept_per_token=100.0,
-    kept_per_layer=7,
+    parameters=1000, outside_layers=200, head=80, own_head=80, linear=30, layers=4, width=8, cache_width=6, vocabulary=10,
+    kept_per_token=100.0, kept_per_layer=7,
 )  # fmt: skip
 POLICY = Held("policy", SHAPE, width=4, trained=True)
 WORK = Work(rows=2, columns=5, held=[POLICY, Held("reference", SHAPE, width=4)])
+LAYER = 10 * 100 + 7
+LAST_NORM = 3 * 10 * 8 * 4
+"""Float32 states of width 8, of 10 tokens."""
+
+
+def parts_of(work: Work) -> dict[str, dict[str, int]]:
+    return {moment.name: moment.parts for moment in moments(work)}
 
 
 def test_one_device_by_hand():
-    end, start, step = moments(WORK)
+    found = parts_of(WORK)
     always = {"weights of the policy": 4000, "weights of the reference": 4000, "optimiser": 8000}
-    # Four layers of 10 tokens and what does not depend on them, and three float32 states of width 8 at the last norm.
-    activations = 4 * (10 * 100 + 7) + 3 * 10 * 8 * 4
+    activations = {"activations": 4 * LAYER + LAST_NORM}
     logits = 4 * 10 * 10
-    assert end.parts == always | {"gradients": 4000, "activations": activations, "logits": 2 * logits}
-    assert start.parts == always | {"activations": activations, "logits": 3 * logits}
-    assert step.parts == always | {"gradients": 4000, "copies of the step": 4000}
-    assert peak(WORK) == end
+    assert found == {
+        "end of the forward pass": always | {"gradients": 4000, "logits": 2 * logits} | activations,
+        "start of the backward pass": always | {"logits": 3 * logits} | activations,
+        "gradient of the head": always | {"logits": logits, "gradient of the head": 80 * 4} | activations,
+        "optimiser step": always | {"gradients": 4000, "copies of the step": 4000},
+    }
+    assert peak(WORK).name == "end of the forward pass"
+    accumulated = parts_of(replace(WORK, accumulates=True))
+    assert accumulated["start of the backward pass"]["gradients"] == 4000
+
+
+def test_logits_are_those_of_responses_and_in_chunks():
+    logits = 4 * 10 * 2 * 3
+    assert parts_of(replace(WORK, targets=3))["end of the forward pass"]["logits"] == 2 * logits
+    wide = replace(POLICY, shape=SHAPE._replace(vocabulary=2**24))
+    found = parts_of(replace(WORK, held=[wide], runs_frozen=True))
+    # One token at a time, and nothing kept of the policy's when the reference runs.
+    assert found["end of the forward pass"]["logits"] == found["forward pass without gradients"]["logits"] == 2 * 2**26
+    assert found["start of the backward pass"]["logits"] == 3 * 2**26
+
+
+def test_forward_passes_between_the_policys_and_the_backward_pass():
+    logits = 4 * 10 * 10
+    found = parts_of(replace(WORK, runs_frozen=True, extrapolates=True))
+    # The policy's are kept, while those of the reference are made, and while five of both are mixed.
+    assert found["forward pass without gradients"]["logits"] == 3 * logits
+    assert found["extrapolation"]["logits"] == 6 * logits
+    text = parts_of(replace(WORK, text=4))["forward pass over the text"]
+    assert text["logits"] == logits + 2 * 4 * 10 * 4
+    assert text["activations"] == 4 * (14 * 100 + 7) + 3 * 14 * 8 * 4
+
+
+def test_a_critic_runs_after_the_policy_and_learns_before_it():
+    critic = Held("critic", SHAPE, width=4, trained=True, is_reward=True)
+    found = parts_of(replace(WORK, held=[POLICY, critic], logits=STATS))
+    logits = 4 * 10 * 10
+    # Without the head of 80 weights, with one of width 8.
+    assert found["optimiser step"]["weights of the critic"] == 4 * (1000 - 80 + 8)
+    assert "activations of the critic" not in found["end of the forward pass"]
+    assert found["end of the forward pass"]["logits"] == 4.25 * logits
+    second = found["forward pass of the critic"]
+    assert second["activations of the critic"] == second["activations"] == 4 * LAYER + LAST_NORM
+    assert second["logits"] == 3.25 * logits
+    assert found["start of the backward pass"]["gradients"] == 4 * 928
+    assert found["start of the backward pass"]["logits"] == 6.25 * logits
+
+
+def test_a_reward_model_has_no_logits():
+    work = replace(WORK, held=[replace(POLICY, is_reward=True)], logits=NO_LOGITS)
+    assert [moment.name for moment in moments(work)] == ["end of the forward pass", "optimiser step"]
+    assert "logits" not in moments(work)[0].parts
+    assert moments(work)[0].parts["weights of the policy"] == 4 * 928
+
+
+def test_half_precision_keeps_the_head_a_second_time():
+    found = parts_of(replace(WORK, half=True, runs_frozen=True))
+    logits, cast = 4 * 10 * 10, 2 * 80
+    assert found["end of the forward pass"]["logits"] == 2 * logits + cast
+    assert found["forward pass without gradients"]["logits"] == 3 * logits + 2 * cast
+    assert found["gradient of the head"]["gradient of the head"] == 80 * 4 + cast
+    stored = parts_of(replace(WORK, half=True, held=[replace(POLICY, width=2)]))
+    assert stored["end of the forward pass"]["logits"] == 2 * logits
+
+
+def test_masks_of_shared_rows():
+    assert parts_of(replace(WORK, mask=50))["optimiser step"] == parts_of(WORK)["optimiser step"]
+    # Each layer keeps its own, in the precision of the computation.
+    assert parts_of(replace(WORK, mask=50))["end of the forward pass"]["activations"] == 4 * (LAYER + 200) + LAST_NORM
 
 
 def test_shards():
@@ -41,6 +111,10 @@ def test_shards():
     assert offloaded["gathered layers"] == 2400
 
 
+def test_ddp_has_the_gradients_twice():
+    assert moments(replace(WORK, buckets=True))[-1].parts["buckets of DDP"] == 4000
+
+
 def test_an_adapter_is_all_that_is_trained():
     adapted = replace(WORK, held=[replace(POLICY, rank=2, width=2), Held("reference", SHAPE, width=2, shares=True)])
     parts = moments(adapted)[0].parts
@@ -49,11 +123,16 @@ def test_an_adapter_is_all_that_is_trained():
     assert parts["gradients"] == 240
     assert parts["optimiser"] == 480
     assert "weights of the reference" not in parts
+    assert "gradient of the head" not in parts_of(adapted)["gradient of the head"]
 
 
 def test_layers_that_are_computed_again_keep_their_input():
-    parts = moments(replace(WORK, recompute=True))[0].parts
-    assert parts["activations"] == 1007 + 4 * 10 * 8 * 4 + 3 * 10 * 8 * 4
+    found = parts_of(replace(WORK, held=[replace(POLICY, recompute=True)]))
+    state = 10 * 8 * 4
+    assert found["end of the forward pass"]["activations"] == 4 * state + LAST_NORM
+    assert found["backward pass of the last layer"]["layer computed again"] == LAYER
+    first = found["backward pass of the first layer"]
+    assert (first["gradients"], first["activations"], first["layer computed again"]) == (4000, state, LAYER)
 
 
 def test_sampling():
@@ -61,6 +140,8 @@ def test_sampling():
     assert found.name == "sampling"
     assert found.parts["KV cache"] == 3 * 7 * 4 * 6 * 4
     assert found.parts["logits"] == 3 * 10 * (4 + 8 + 16)
+    # Those of the step before.
+    assert found.parts["gradients"] == 4000
 
 
 def test_advice_names_what_helps_most_first():
@@ -70,7 +151,7 @@ def test_advice_names_what_helps_most_first():
     assert "fsdp2 on eight devices" in advice(WORK)
 
 
-@pytest.mark.parametrize("change", [{"fused": True}, {"rows": 1}, {"recompute": True}, {"ranks": 2}])
+@pytest.mark.parametrize("change", [{"fused": True}, {"rows": 1}, {"columns": 250}, {"ranks": 2}])
 def test_what_saves_memory_does(change):
     long = replace(WORK, columns=500)
     before, after = (moments(w) for w in (long, replace(long, **change)))
