@@ -37,8 +37,8 @@ class ServerSampler(Sampler):
     """Asks for one response at a time, each with a seed of its own, several at once.
 
     Chats go to `/chat/completions`, where the server applies the model's chat template, plain text to `/completions`. Not K
-    responses a request: some servers ignore `n`, and with a seed others give the same text `n` times. Servers that cache
-    prefixes, as vLLM and SGLang do, read the prompt once all the same.
+    responses a request: `transformers serve` ignores `n`, and what one seed means for `n` responses differs from server to
+    server. Those that cache prefixes, as vLLM and SGLang do, read the prompt once all the same.
 
     Each response is on the disk before it is used, so whatever stops this loses none.
 
