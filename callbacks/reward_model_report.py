@@ -17,7 +17,7 @@ from callbacks.tables import log_table
 from lit_align.data.rows import read_rows
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch, preferred_pairs
-from lit_align.models import ModelConfig, load_reward_model, load_tokenizer, response_rewards
+from lit_align.models import ModelConfig, load_reward_model, load_tokenizer, placed, response_rewards
 from lit_align.runtime import gather_per_rank
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -56,10 +56,8 @@ class RewardModelReport(Callback):
     """
 
     def __init__(self, subset: str | None = None, other: ModelConfig | None = None) -> None:
-        if other is not None and other.lora is not None:
-            raise UserError(
-                "RewardModelReport: other is not trained, so other.lora would have no effect. Leave it out."
-            )
+        if other is not None:
+            other.refuse_training("RewardModelReport.other")
         self.subset = subset
         self.other = other
         self._other_model: Any = None
@@ -76,14 +74,13 @@ class RewardModelReport(Callback):
                     "they are encoded. Compare with a model of the same family."
                 )
             with quiet(trainer, pl_module, seed=0), torch.inference_mode(False):
-                self._other_model = load_reward_model(self.other).requires_grad_(False).eval().to(pl_module.device)
+                other = load_reward_model(self.other).requires_grad_(False).eval()
+                self._other_model = placed(other, pl_module.device, getattr(pl_module, "reward_model", None))
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: GroupBatch, *rest: Any
     ) -> None:
         """Keeps the rewards of the batch."""
-        if batch.is_filler:
-            return
         if batch.scores is None:
             raise UserError(
                 "RewardModelReport compares the responses to a prompt, and these rows have labels instead of scores: leave it "
@@ -92,6 +89,10 @@ class RewardModelReport(Callback):
         with quiet(trainer, pl_module, seed=0), trainer.precision_plugin.forward_context():
             rewards = ask(pl_module, "rewards", self)(batch)
             other = rewards[:0] if self._other_model is None else response_rewards(self._other_model, batch)
+        if (
+            batch.is_filler
+        ):  # run all the same: where weights are sharded, ranks have to run a model as often as each other
+            return
         scored = Scored(rewards.float(), other, batch.scores, batch.rows[batch.group_index])
         self._batches.append(Scored(*(values.cpu() for values in scored)))
 

@@ -12,7 +12,6 @@ from callbacks import estimates
 from callbacks.base import Evaluation, ask, seed_generators
 from callbacks.compared_with import ComparedWith
 from callbacks.prompts import PromptSet, over_ranks
-from lit_align.errors import UserError
 from lit_align.feedback import Answer, Judge
 from lit_align.models import ModelConfig, load_policy, load_tokenizer
 from lit_align.rollout import RolloutConfig
@@ -63,10 +62,8 @@ class WinRate(Evaluation):
         max_prompt_length: int = 512,
     ) -> None:
         super().__init__(name, every_n_steps, at_start, seed)
-        if isinstance(baseline, ModelConfig) and baseline.lora is not None:
-            raise UserError(
-                "WinRate: the baseline is not trained, so baseline.lora would have no effect. Leave it out."
-            )
+        if isinstance(baseline, ModelConfig):
+            baseline.refuse_training("WinRate.baseline")
         self.prompts = PromptSet(prompts, n_prompts, k, rollout, max_prompt_length, with_responses=baseline == "rows")
         self.judge = judge
         self.baseline = baseline

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.errors import UserError
 from lit_align.models import ModelConfig, load_policy, load_tokenizer
 
 
@@ -21,8 +20,7 @@ class FrozenModel:
     """
 
     def __init__(self, owner: str, config: ModelConfig) -> None:
-        if config.lora is not None:
-            raise UserError(f"{owner}: nothing is trained here, so lora would have no effect. Leave it out.")
+        config.refuse_training(owner)
         self.config = config
         self.device = torch.device("cpu")
 

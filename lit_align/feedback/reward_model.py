@@ -36,6 +36,7 @@ class RewardModelReward(RewardSource):
                 "RewardModelReward: nothing is trained here, so model.lora would have no effect. Leave it out; for a reward "
                 "model that is an adapter to the policy's own weights, take AdapterReward."
             )
+        model.refuse_training("RewardModelReward")
         self.model_config = model
         self._reader = AnswerReader(model.path, model, batch_size, max_length)
         self._device = torch.device("cpu")

@@ -78,8 +78,8 @@ class Candidates:
                 "candidates.kl_coef has no effect with refresh: once: when responses are scored, the policy is still the "
                 "initial one. Leave it out, or sample anew with refresh: round or a number."
             )
-        if any(sampler.lora is not None for sampler in self.samplers):
-            raise UserError("candidates.samplers are not trained, so lora has no effect on them: leave it out.")
+        for sampler in self.samplers:
+            sampler.refuse_training("candidates.samplers")
 
 
 class RRHF(AlignmentModule):

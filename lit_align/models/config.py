@@ -59,7 +59,7 @@ class ModelConfig:
         dropout: Sets every dropout rate of the model's configuration. 0 for alignment methods: a policy that is compared
             with a reference must not be noisy.
         activation_checkpointing: Keeps only the input of each layer for the backward pass, and computes the rest again: a third
-            more time for a fraction of the memory. Of no effect where nothing is trained.
+            more time for a fraction of the memory.
         lora: Trains a low-rank adapter instead of all weights; a reward head is still trained in full. `{}` for the defaults.
         trust_remote_code: Runs Python code that the folder or hub repository brings. Only for sources you trust.
         revision: Branch, tag or commit of a hub repository.
@@ -85,6 +85,26 @@ class ModelConfig:
         if self.path in EMBEDDED and self.init == "pretrained":
             raise UserError(
                 f"{self.path!r} comes without weights: set init: random, or path to a trained model's folder."
+            )
+
+    def refuse_training(self, owner: str) -> None:
+        """Refuses settings that only a model that is trained has a use for.
+
+        Args:
+            owner: Who keeps the model as it is, for what is said to people.
+
+        Raises:
+            UserError: Names the settings.
+        """
+        settings = {
+            "lora": self.lora,
+            "activation_checkpointing": self.activation_checkpointing,
+            "dropout": self.dropout,
+        }
+        if given := [name for name, value in settings.items() if value not in (None, False, 0.0)]:
+            raise UserError(
+                f"{owner}: nothing is trained here, so {' and '.join(given)} would have no effect. Leave "
+                f"{'it' if len(given) == 1 else 'them'} out."
             )
 
     @property

@@ -115,5 +115,5 @@ def test_what_cannot_be_reported(start, tmp_path, rows_of_two_kinds):
     labels = LabelData(train="mini_instruct", val="mini_instruct", max_rows=16, batch_size=8)
     with pytest.raises(UserError):
         fit(start, tmp_path, [RewardModelReport()], labels, critic, logger=False)
-    with pytest.raises(UserError, match=r"other\.lora"):
+    with pytest.raises(UserError, match=r"RewardModelReport\.other: .* lora would have no effect"):
         RewardModelReport(other=ModelConfig("folder", lora=LoRAConfig()))

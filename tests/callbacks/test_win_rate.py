@@ -93,5 +93,5 @@ def test_rows_answer_with_the_best_response_of_each_prompt(start, tmp_path):
 
 
 def test_an_adapter_on_the_baseline_is_refused():
-    with pytest.raises(UserError, match=r"baseline\.lora"):
+    with pytest.raises(UserError, match=r"WinRate\.baseline: .* lora would have no effect"):
         win_rate(baseline=ModelConfig("folder", lora=LoRAConfig()))

@@ -430,7 +430,7 @@ def test_every_checkpoint_leads_to_the_same_end(name, start, tmp_path):
         ({"refresh": "once", "kl_coef": 0.1}, "kl_coef has no effect"),
         ({"kl_coef": -0.1}, "0 or more"),
         ({"tokens_per_row": 64}, "tokens_per_row has no effect"),
-        ({"samplers": [ModelConfig("mini_instruct", init="random", lora=LoRAConfig())]}, "lora has no effect"),
+        ({"samplers": [ModelConfig("mini_instruct", init="random", lora=LoRAConfig())]}, "lora would have no effect"),
     ],
     ids=str,
 )

@@ -10,8 +10,19 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_align.data.collate import padded
 from lit_align.errors import UserError
+from lit_align.feedback import LogProbReward, MiniInstructGold, RewardModelReward
 from lit_align.methods import DPO, SFT, RewardModel
-from lit_align.models import ModelConfig, load_policy, load_reward_model, load_tokenizer, response_rewards, save_model
+from lit_align.methods.rrhf import Candidates
+from lit_align.models import (
+    LoRAConfig,
+    ModelConfig,
+    load_policy,
+    load_reward_model,
+    load_tokenizer,
+    response_rewards,
+    save_model,
+)
+from lit_align.rollout import RolloutConfig
 
 RANDOM = ModelConfig("mini_instruct", init="random")
 IDS = torch.tensor([[3, 9, 12, 4], [5, 6, 7, 8]])
@@ -91,6 +102,31 @@ def test_a_save_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeypatch):
 def test_mistakes_are_sentences(config, sentence):
     with pytest.raises(UserError, match=sentence):
         load_policy(ModelConfig(**config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"lora": LoRAConfig()}, "so lora would have no effect. Leave it out."),
+        ({"activation_checkpointing": True}, "so activation_checkpointing would have no effect. Leave it out."),
+        (
+            {"dropout": 0.1, "activation_checkpointing": True},
+            "so activation_checkpointing and dropout would .* Leave them out.",
+        ),
+    ],
+)
+def test_settings_of_training_are_refused_where_nothing_is_trained(settings, sentence):
+    config = ModelConfig("folder", **settings)
+    owners = [
+        lambda: config.refuse_training("a judge"),
+        lambda: LogProbReward(config),
+        lambda: Candidates(MiniInstructGold(), RolloutConfig(5), samplers=[config]),
+    ]
+    owners += [] if config.lora else [lambda: RewardModelReward(config)]
+    for owner in owners:
+        with pytest.raises(UserError, match=sentence):
+            owner()
+    ModelConfig("folder").refuse_training("a judge")
 
 
 def test_weights_are_wanted_where_there_are_none():
