@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_align.data.collate import padded
 from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.embedded import embedded_groups, is_embedded
+from lit_align.data.encoded_cache import cache_file, one_rank_first, read_or_encode
 from lit_align.data.encoding import Encoder, Lengths, TooLong
 from lit_align.data.loader import GroupLoader, Positioned
 from lit_align.data.overlap import overlap
@@ -57,6 +58,8 @@ class GroupDataModule(LightningDataModule, ABC):
             and the more attention is computed between groups only to be masked. `max_length` if not given.
         streaming: Whether rows stay on disk, and are encoded only when a batch needs them. Every row is then read once before
             training and 20 bytes of each are kept, where otherwise the token ids of all of them are.
+        cache: Folder where encoded rows are kept, so that the next start with the same rows, tokenizer and settings reads them
+            there. Without one, every start encodes anew. Embedded tasks are not kept.
         num_workers: Processes that put batches together.
         tokenizer: Folder or hub name, for a module that has no `tokenizer` of its own.
     """
@@ -80,6 +83,7 @@ class GroupDataModule(LightningDataModule, ABC):
         layout: Literal["padded", "shared"] = "padded",
         tokens_per_row: int | None = None,
         streaming: bool = False,
+        cache: str | None = None,
         num_workers: int = 0,
         tokenizer: str | None = None,
     ) -> None:
@@ -107,12 +111,16 @@ class GroupDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"{embedded[0]} is drawn in memory, so streaming has no effect on it: leave out one of the two."
             )
+        if cache is not None and (streaming or len(embedded) == len(self.names["train"]) + len(self.names["val"])):
+            why = "streamed rows are encoded when a batch needs them" if streaming else f"{embedded[0]} is drawn anew"
+            raise UserError(f"cache has no effect, because {why}: leave it out.")
         if streaming and too_long == "drop":
             raise UserError(
                 "How long a streamed row is shows only when a batch needs it, too late to drop it: set too_long to cut or "
                 "raise, or leave streaming out."
             )
         self.streaming = streaming
+        self.cache = cache
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
         self.seed = seed
@@ -282,14 +290,7 @@ class GroupDataModule(LightningDataModule, ABC):
 
     def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> EncodedGroups:
         counts = Counts(self.on_bad_row)
-        encoded: EncodedGroups
-        if self.streaming:
-            encoded = self._stream(split, counts, tokenizer)
-        else:
-            groups = accepted(self._read(split, counts), self.accept, counts)
-            encoded = TokenGroups(
-                with_progress(Encoder(tokenizer, self.lengths, counts).encode(groups), split, "encoded")
-            )
+        encoded = self._encode_counted(split, tokenizer, counts)
         names = ", ".join(self.names[split])
         if not len(encoded):
             raise UserError(f"data.{split}: no row of {names} can be used: {counts}")
@@ -297,6 +298,28 @@ class GroupDataModule(LightningDataModule, ABC):
         if isinstance(encoded, StreamedGroups):
             rank_zero_info(f"data.{split}: streamed; a sample of them: {encoded.sample}")
         return encoded
+
+    def _encode_counted(
+        self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase, counts: Counts
+    ) -> EncodedGroups:
+        """The rows of a split, from the cache where they are there; what became of them is counted."""
+        if self.streaming:
+            return self._stream(split, counts, tokenizer)
+        encoder = Encoder(tokenizer, self.lengths, counts)
+
+        def encode() -> TokenGroups:
+            groups = accepted(self._read(split, counts), self.accept, counts)
+            return TokenGroups(with_progress(encoder.encode(groups), split, "encoded"))
+
+        if self.cache is None or any(map(is_embedded, self.names[split])):
+            return encode()
+        writes = not getattr(self.trainer, "fast_dev_run", False)
+
+        def encode_once() -> TokenGroups:
+            file = cache_file(self, self.names[split], self.max_rows if split == "train" else None, tokenizer)
+            return read_or_encode(file, counts, encode, writes=writes)
+
+        return one_rank_first(self.trainer, encode_once)
 
     def _warn_of_overlap(self) -> None:
         if any(map(is_embedded, (*self.names["train"], *self.names["val"]))):

@@ -29,6 +29,7 @@ class Counts:
     bad: int = 0
     reasons: list[str] = field(default_factory=list)
     ties: int = 0
+    edited: int = 0
     too_long: int = 0
     prompts_cut: int = 0
     responses_cut: int = 0

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.base import GroupDataModule
+from lit_align.data.counts import Counts
 from lit_align.data.mismatched import CollateMismatched
 from lit_align.data.row_reader import RowError
 from lit_align.data.spans import unchanged_spans
@@ -35,12 +36,10 @@ class SFTData(GroupDataModule):
         if not 0 <= unchanged_weight <= 1:
             raise UserError(f"unchanged_weight must lie between 0 and 1, got {unchanged_weight}.")
         self.unchanged_weight = unchanged_weight
-        self._edits = 0
 
     def accept(self, group: Group) -> Group:
         """The row, if it has one response and no label, or is an improvement."""
         if group.edited:
-            self._edits += 1
             edited, original = group.responses
             spans = None if self.unchanged_weight == 1 else unchanged_spans(original, edited, self.unchanged_weight)
             return replace(
@@ -53,10 +52,11 @@ class SFTData(GroupDataModule):
             )
         return group
 
-    def _encode(self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase) -> EncodedGroups:
-        self._edits = 0
-        encoded = super()._encode(split, tokenizer)
-        if split == "train" and self.unchanged_weight != 1 and not self._edits:
+    def _encode_counted(
+        self, split: Literal["train", "val"], tokenizer: PreTrainedTokenizerBase, counts: Counts
+    ) -> EncodedGroups:
+        encoded = super()._encode_counted(split, tokenizer, counts)
+        if split == "train" and self.unchanged_weight != 1 and not counts.edited:
             raise UserError("unchanged_weight has no effect: no training row is an improvement. Leave it out.")
         return encoded
 

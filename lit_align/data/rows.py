@@ -43,7 +43,7 @@ def read_groups(name: str, counts: Counts, columns: Mapping[str, str] | None = N
 
 
 def accepted(groups: Iterable[Group], accept: Callable[[Group], Group | None], counts: Counts) -> Iterator[Group]:
-    """The groups as `accept` has them; those that tie, of which it makes None, are counted, and so are bad rows."""
+    """The groups as `accept` has them; counted are those that tie, of which it makes None, bad rows, and improvements."""
     for group in groups:
         try:
             taken = accept(group)
@@ -53,6 +53,7 @@ def accepted(groups: Iterable[Group], accept: Callable[[Group], Group | None], c
         if taken is None:
             counts.ties += 1
         else:
+            counts.edited += group.edited
             yield taken
 
 

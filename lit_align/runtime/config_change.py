@@ -16,7 +16,7 @@ LEAVES_RESULTS_ALONE = re.compile(
     r"|default_root_dir|fast_dev_run|detect_anomaly|barebones|inference_mode"
     # on what: the total batch size is compared with the checkpoint's, wherever it comes from
     r"|accelerator|strategy|devices|num_nodes|plugins|benchmark|deterministic)"
-    r"|data\.init_args\.(val|val_batch_size|num_workers)"
+    r"|data\.init_args\.(val|val_batch_size|num_workers|cache)"
     r"|model\.init_args\.log_samples_every)(\.|$)"
 )
 """Keys that may change between a run and its continuation. All others change what is computed."""

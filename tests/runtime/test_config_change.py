@@ -40,7 +40,7 @@ def with_change(key: str, value: object) -> dict:
     [
         ("run", "runs/g/b"), ("threads", 1), ("trainer.max_epochs", 5), ("trainer.max_steps", 100), ("trainer.devices", 2),
         ("trainer.logger", False), ("trainer.callbacks", [{"class_path": "callbacks.KLMonitor"}]),
-        ("data.init_args.val", "rows.jsonl"), ("data.init_args.num_workers", 4),
+        ("data.init_args.val", "rows.jsonl"), ("data.init_args.num_workers", 4), ("data.init_args.cache", "runs/encoded"),
     ],
 )  # fmt: skip
 def test_limits_loggers_callbacks_and_devices_may_change(key: str, value: object):
