@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from openai_server import Answering, OpenAIServer, Reply, running, whole
 
+from lit_align import __main__ as dispatcher
 from lit_align.annotation import server as server_sampler
 from lit_align.commands.annotate import annotate
 from lit_align.commands.generate import generate
@@ -68,7 +69,8 @@ def prompt_of(body: dict[str, Any]) -> str:
 
 def echo(body: dict[str, Any], number: int) -> Reply:
     """What was asked, and the seed; every seventh seed is cut."""
-    return choice(body, f"{prompt_of(body)} {body['seed']}", "length" if body["seed"] % 7 == 0 else "stop")
+    seed = body.get("seed", number)
+    return choice(body, f"{prompt_of(body)} {seed}", "length" if seed % 7 == 0 else "stop")
 
 
 def asked(url: str, prompts: str, out: Path, models: tuple[str, ...] = ("m",), **settings: Any) -> list[dict[str, Any]]:
@@ -144,16 +146,16 @@ def test_what_stops_it_costs_no_answer(serve: Serve, tmp_path: Path) -> None:
     stops = [4, 11, 18, 25]
 
     def stops_often(body: dict[str, Any], number: int) -> Reply:
-        if stops and number == stops[0]:
-            stops.pop(0)
+        if number in stops:
+            stops.remove(number)
             return whole({"error": "go away"}, 401)
         return echo(body, number)
 
     server = serve(stops_often)
     out = tmp_path / "out.jsonl"
-    for start in range(4):
+    while stops:
         with pytest.raises(UserError, match="go away"):
-            asked(server.url, prompts, out, concurrency=1 + start)
+            asked(server.url, prompts, out, concurrency=len(stops))
         assert (tmp_path / "out.jsonl.answers.sqlite").exists()
     assert asked(server.url, prompts, out) == expected
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -331,6 +333,22 @@ def test_what_makes_no_sense_is_refused(settings: dict[str, Any], sentence: str,
         generate(prompts, ["m"], tmp_path / "out.jsonl", **{"server": "http://localhost:8000/v1", **settings})
     assert "secret" not in str(raised.value)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_as_people_type_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(echo)
+    out = tmp_path / "out.jsonl"
+    prompts = write(tmp_path / "p.jsonl", PROMPTS)
+    options = ["--model", "m", "--server", server.url, "-k", "2", "--concurrency=3", "--api_key_env", "THE_KEY"]
+    more = ["--extra", "{chat_template_kwargs: {enable_thinking: false}, seed: null}", f"--out={out}"]
+    monkeypatch.setattr(sys, "argv", ["lit-align", "generate", prompts, *options, *more])
+    assert dispatcher.main() == 0
+    assert "3 prompts with 2 responses each" in capsys.readouterr().out
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in server.bodies)
+    assert not any("seed" in body for body in server.bodies)
+    assert len(server.bodies) == 6
 
 
 def test_a_server_that_is_not_there(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
