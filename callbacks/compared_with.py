@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.base import ask, quiet
 from lit_align.errors import UserError
-from lit_align.models import ModelConfig, Reference, is_adapted, load_policy
+from lit_align.models import ModelConfig, Reference, is_adapted, is_sharded, load_policy, placed
 
 
 class ComparedWith:
     """The module's reference; where it has none, as in SFT, the policy as it was at the start of the run.
 
-    The latter is a copy in memory, or with LoRA the policy's weights without the adapter. It is in no checkpoint: a resumed run
-    loads it again by the module's `policy_config`, and goes on only with the same weights.
+    The latter is a copy in memory, or with LoRA the policy's weights without the adapter. Weights that are sharded cannot be
+    copied, so under FSDP2 it is loaded by the module's `policy_config`, and sharded like the policy. It is in no checkpoint: a
+    resumed run loads it in the same way, and goes on only with the same weights.
 
     Args:
         callback: Who asks, for error messages.
@@ -30,7 +32,7 @@ class ComparedWith:
         """To be called in `on_fit_start`: keeps the policy if the module has no reference.
 
         Raises:
-            UserError: The run is resumed, and the policy it started from cannot be found again.
+            UserError: The policy is sharded or the run is resumed, and what it started from cannot be loaded again.
         """
         self._initial = None
         with quiet(trainer, module, seed=0):  # building a model may draw random numbers
@@ -42,7 +44,9 @@ class ComparedWith:
 
     def model(self, module: LightningModule) -> Any:
         """The model, on the module's device."""
-        return module.reference_model() if self._initial is None else self._initial.model.to(module.device)  # type: ignore[operator]
+        if self._initial is None:
+            return module.reference_model()  # type: ignore[operator]
+        return placed(self._initial.model, module.device, ask(module, "policy", self._callback))
 
     def state(self) -> str | None:
         """Fingerprint of a reference of the callback's own, for its `state_dict`."""
@@ -60,16 +64,18 @@ class ComparedWith:
 
     def _initial_policy(self, trainer: Trainer, module: LightningModule) -> Reference:
         policy = ask(module, "policy", self._callback)
-        if self._fingerprint is None or is_adapted(policy):
+        sharded = is_sharded(policy)
+        if not sharded and (self._fingerprint is None or is_adapted(policy)):
             return Reference(policy)
         config = getattr(module, "policy_config", None)
         if not isinstance(config, ModelConfig) or config.init == "random":
             raise UserError(
                 f"{type(self._callback).__name__} compares the policy with the one that the run started from, because "
-                f"{type(module).__name__} has no reference, and a resumed run cannot find it again: it was not loaded from a "
-                "folder that `policy_config` names. Leave the callback out of the resumed run, or start from saved weights."
+                f"{type(module).__name__} has no reference, and {'a sharded' if sharded else 'a resumed'} run cannot find it "
+                "again: it was not loaded from a folder that `policy_config` names. Leave the callback out, or start from "
+                "saved weights."
             )
-        return Reference(trainer.precision_plugin.convert_module(load_policy(config)))
+        return Reference(trainer.precision_plugin.convert_module(load_policy(replace(config, lora=None))))
 
 
 def _has_reference(module: LightningModule) -> bool:

@@ -153,7 +153,7 @@ class OveroptimisationWatch(Evaluation):
         ids = [answer.response_ids for answer in answers]
         distinct = [distinct_bigrams(ids[start : start + k]) for start in range(0, len(ids), k) for _ in range(k)]
         entropies: list[float] = []
-        for batch in answer_batches(trainer, module, answers):
+        for batch in answer_batches(trainer, module, answers, None if model is module.policy else model):
             stats = token_stats(model, response_hidden(model, batch), batch.targets, sampling)
             parts = torch.split(stats.entropy.float().cpu(), batch.response_lengths.tolist())
             entropies += [float(part.mean()) for part in parts]

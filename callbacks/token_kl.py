@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -61,19 +62,30 @@ def token_kls(policy: Any, reference: Any, batch: GroupBatch, temperature: float
 
 
 def answer_batches(
-    trainer: Trainer, module: LightningModule, answers: Sequence[Answer], batch_size: int = 32
+    trainer: Trainer,
+    module: LightningModule,
+    answers: Sequence[Answer],
+    other: Any = None,
+    batch_size: int = 32,
 ) -> Iterator[GroupBatch]:
     """Answers laid out for the models, on the module's device; inside, the run's precision and whole weights.
+
+    Ranks have different numbers of answers, and so run the models different numbers of times.
 
     Args:
         trainer: Training.
         module: Has the policy that the answers were sampled from, and its tokenizer.
         answers: Any number of them.
+        other: A model besides the policy that is to read them.
         batch_size: Answers that the models read at once.
     """
     tokenizer: Any = module.tokenizer
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with gathered(module.policy), trainer.precision_plugin.forward_context():  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        models: list[Any] = [module.policy] if other is None else [module.policy, other]
+        for model in models:
+            stack.enter_context(gathered(model))
+        stack.enter_context(trainer.precision_plugin.forward_context())
         for start in range(0, len(answers), batch_size):
             some = answers[start : start + batch_size]
             groups = [TokenGroup(answer.prompt_ids, [answer.response_ids]) for answer in some]
@@ -98,7 +110,7 @@ def answer_kls(
         temperature: See `token_kls`.
         batch_size: Answers that the models read at once.
     """
-    for batch in answer_batches(trainer, module, answers, batch_size):
+    for batch in answer_batches(trainer, module, answers, reference, batch_size):
         kls = torch.stack(token_kls(module.policy, reference, batch, temperature)).cpu()
         for of_answer in torch.split(kls, batch.response_lengths.tolist(), dim=1):
             yield TokenKLs(*of_answer)
