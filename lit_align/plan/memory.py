@@ -127,10 +127,9 @@ class Work:
     sampled_rows: int = 0
     sampled_columns: int = 0
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of a batch that the models run on."""
-        return self.rows * self.columns + self.text
+    def tokens(self, model: Held) -> int:
+        """Tokens of a batch that a model is trained on; a critic reads no text."""
+        return self.rows * self.columns + (self.text if model.name == "policy" else 0)
 
     @property
     def policy(self) -> Held:
@@ -212,18 +211,18 @@ def _activations(work: Work, model: Held) -> int:
     """What a trained model's forward pass keeps, without its head."""
     layer = _input(work, model) if model.recompute else _layer(work, model)
     # The last norm: its input, what it normalised, and what it gives.
-    return model.shape.layers * layer + 3 * work.tokens * model.shape.width * FLOAT
+    return model.shape.layers * layer + 3 * work.tokens(model) * model.shape.width * FLOAT
 
 
 def _input(work: Work, model: Held) -> int:
     """The hidden states that one layer is given."""
-    return work.tokens * model.shape.width * (FLOAT if work.half else model.width)
+    return work.tokens(model) * model.shape.width * (FLOAT if work.half else model.width)
 
 
 def _layer(work: Work, model: Held) -> int:
     """What the forward pass of one layer keeps."""
     casts = model.shape.kept_per_layer if work.ranks == 1 else 0
-    return int(work.tokens * model.shape.kept_per_token + casts + work.mask * (2 if work.half else model.width))
+    return int(work.tokens(model) * model.shape.kept_per_token + casts + work.mask * (2 if work.half else model.width))
 
 
 def _logits(work: Work, targets: int, most: int = MAX_LOGITS) -> tuple[int, bool]:

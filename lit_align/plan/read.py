@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,16 @@ from lit_align.cli_errors import original
 from lit_align.errors import UserError
 from lit_align.models import LoRAConfig, ModelConfig
 from lit_align.models.load import pretrained_config
+from lit_align.nearest import near_file
 from lit_align.plan.memory import LOGPS, NO_LOGITS, STATS, Held, Work
 from lit_align.plan.shapes import Shape, shape_of
+from lit_align.plan.sizes import sizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOMENTS = {"AdamW": 2, "Adam": 2, "NAdam": 2, "RAdam": 2, "SGD": 0, "RMSprop": 1, "Adagrad": 1, "Adafactor": 0}
-ROWS = {"DPO": 2, "RewardModel": 2, "KTO": 1, "RRHF": 4, "OnlineDPO": 2, "SPA": 2}
-"""Rows of a batch for each of its prompts that are trained on; of ranked rows, as many as UltraFeedback has."""
+METHODS = ("SFT", "RewardModel", "DPO", "KTO", "RRHF", "PPO", "OnlineDPO", "SPA")
+READ = ("model", "data", "trainer")
+"""The keys of a config that a plan depends on."""
 
 
 class Plan(NamedTuple):
@@ -46,24 +50,41 @@ def read_config(files: list[Path]) -> dict[str, Any]:
     """Model, data and Trainer of one or more configs, merged in their order and with every default filled in.
 
     Raises:
-        UserError: A file is missing, or a setting is none.
+        UserError: A file is missing or no YAML, or a setting is none.
     """
     merged: dict[str, Any] = {}
     for file in files:
-        if not file.is_file():
-            raise UserError(f"There is no config {file}.")
-        merged = _merged(merged, yaml.safe_load(file.read_text(encoding="utf-8")))
+        merged = _merged(merged, _loaded(file))
     parser = Parser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Trainer, "trainer")
     try:
-        parsed: Namespace = parser.parse_object({key: merged[key] for key in ("model", "data", "trainer")})
+        parsed: Namespace = parser.parse_object({key: merged[key] for key in READ})
     except KeyError as error:
-        raise UserError(f"The config has no {error}, so it is not one of `fit`.") from error
+        raise UserError(f"The config has no {error}: plan needs model, data and trainer, as `fit` does.") from error
     except ValueError as error:
         raise original(error) from None
     return dict(parsed.as_dict())
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    """The settings of one file."""
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name one of its configs.")
+    if not file.is_file():
+        raise UserError(f"There is no config {file}{near_file(file)}.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{file}{line}: this is no YAML: {error.problem}.") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} holds no settings: a config has the keys model, data and trainer.")
+    for key in settings:
+        if key not in READ and (near := get_close_matches(str(key), READ, n=1)):
+            raise UserError(f"{file}: a config has no key {key!r}; did you mean {near[0]!r}?")
+    return settings
 
 
 def plan_of(config: Mapping[str, Any]) -> Plan:
@@ -74,19 +95,17 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     """
     trainer, remarks = config["trainer"], list[str]()
     method = str(config["model"]["class_path"]).rpartition(".")[2]
-    if method not in ("SFT", "PPO", *ROWS):
+    if method not in METHODS:
         raise UserError(f"plan knows the methods of lit_align, and not {method}.")
     args = config["model"]["init_args"]
     devices = _count(trainer["devices"]) * int(trainer["num_nodes"])
-    strategy = trainer["strategy"]
-    name = (strategy if isinstance(strategy, str) else str(strategy["class_path"])).lower()
-    settings = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
+    name, settings = _strategy(trainer["strategy"], devices)
     sharded = "fsdp2" in name
     optimizer = args["optimizer"]
     kind = str(optimizer["class_path"]).rpartition(".")[2] if isinstance(optimizer, Mapping) else "AdamW"
     options = optimizer["init_args"] if isinstance(optimizer, Mapping) else {}
     work = Work(
-        **_sizes(method, config, remarks)._asdict(),
+        **sizes(method, config, remarks)._asdict(),
         held=_models(method, args, str(trainer["precision"]), sharded, remarks),
         logits={"RewardModel": NO_LOGITS, "PPO": STATS}.get(method, LOGPS),
         # KTO runs the policy on mismatched pairs, too, and whatever its reference is.
@@ -104,10 +123,33 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     return Plan(method, work, devices, remarks)
 
 
+def _strategy(given: Any, devices: int) -> tuple[str, Mapping[str, Any]]:
+    """The strategy's name, in small letters, and its arguments.
+
+    Raises:
+        UserError: The methods do not run under it, or nothing is known of it.
+    """
+    name = given if isinstance(given, str) else str(given["class_path"])
+    settings = {} if isinstance(given, str) else given.get("init_args") or {}
+    if name == "auto":
+        return ("ddp" if devices > 1 else name), settings
+    if not any(known in name.lower() for known in ("fsdp2", "ddp", "singledevice")):
+        raise UserError(
+            f"trainer.strategy: plan knows ddp, fsdp2 and fsdp2_offload, and not {name}. To shard weights, gradients and "
+            "optimiser over all devices, set fsdp2."
+        )
+    return name.lower(), settings
+
+
 def _models(method: str, args: Mapping[str, Any], precision: str, sharded: bool, remarks: list[str]) -> list[Held]:
     policy, half = _config(args["policy"]), precision.endswith("mixed")
     dtype = "bfloat16" if precision.endswith("true") and precision != "32-true" else policy.dtype
     width, lora = BYTES[dtype], policy.lora
+    if _is_to_come(policy):
+        raise UserError(
+            f"plan reads the policy's configuration, and {policy.path} is not there yet. Run what makes it, or name a model of "
+            "the same size in a second config: model: {init_args: {policy: {path: ...}}}."
+        )
     shape = shape_of(pretrained_config(policy), policy.attn_implementation, half, getattr(torch, dtype), lora)
     held = [
         Held(
@@ -173,72 +215,15 @@ def _source_models(args: Any) -> list[dict[str, Any]]:
 
 def _shape_or(config: ModelConfig, other: Shape, half: bool, dtype: str, what: str, remarks: list[str]) -> Shape:
     """The shape of a model; where its folder is not there yet, that of the policy."""
-    if config.path.startswith("runs/") and not Path(config.path).exists():
+    if _is_to_come(config):
         remarks.append(f"{config.path} is not there yet; the {what} is taken to be as large as the policy.")
         return other
     return shape_of(pretrained_config(config), config.attn_implementation, half, getattr(torch, dtype), config.lora)
 
 
-class Sizes(NamedTuple):
-    """How much is computed at once; the fields are those of `Work`."""
-
-    rows: int
-    columns: int
-    targets: int | None = None
-    text: int = 0
-    mask: int = 0
-    sampled_rows: int = 0
-    sampled_columns: int = 0
-
-
-def _sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
-    args, data = config["model"]["init_args"], config["data"]["init_args"]
-    source: Mapping[str, Any] = args.get("candidates") or args
-    batch, rollout = int(data["batch_size"]), source.get("rollout")
-    on_cpu = config["trainer"]["accelerator"] == "cpu"
-    if rollout is None:
-        kind = str(config["data"]["class_path"]).rpartition(".")[2]
-        responses = 4 if kind == "RankingData" else 1 if kind == "LabelData" else ROWS.get(method, 1)
-        if kind == "RankingData":
-            remarks.append("Each prompt is taken to have 4 ranked responses, as in UltraFeedback.")
-        columns = int(data["max_length"])
-        return Sizes(responses * batch, columns, mask=_mask(data, batch, responses, columns, columns, on_cpu))
-    responses = 2 if method == "SPA" else int(source["responses_per_prompt"])
-    new, prompt = int(rollout["max_new_tokens"]), int(data["max_prompt_length"])
-    sampled = min(batch * responses, max(1, int(rollout["max_rows"]) // responses) * responses)
-    responses *= 1 + len(source.get("samplers") or ())
-    if method == "PPO":
-        batch = -(-batch // int(args["minibatches"]))
-    elif method == "OnlineDPO" and args["pairs"] == "extremes":
-        responses = 2
-    columns = prompt + new
-    found = Sizes(
-        responses * batch,
-        columns,
-        targets=new,
-        mask=_mask(source, batch, responses, columns, 1024, on_cpu),
-        sampled_rows=sampled,
-        sampled_columns=columns,
-    )
-    if method == "PPO" and args["ptx"] is not None:
-        text = args["ptx"]["data"]
-        found = found._replace(text=int(text["batch_size"]) * int(text["max_length"]))
-    if method == "SPA" and args["seed"] is not None:
-        seed = args["seed"]["data"]["init_args"]
-        rows, width = 2 * int(seed["batch_size"]), int(seed["max_length"])
-        if rows * width > found.rows * found.columns:
-            found = found._replace(rows=rows, columns=width, targets=None)
-    return found
-
-
-def _mask(given: Mapping[str, Any], batch: int, responses: int, columns: int, width: int, in_pieces: bool) -> int:
-    """Entries of the masks of a batch in the `shared` layout, whose prompts are taken to be short."""
-    if given.get("layout") != "shared":
-        return 0
-    if in_pieces:
-        return batch * responses * columns**2
-    wide = max(int(given.get("tokens_per_row") or width), responses * columns)
-    return -(-batch * responses * columns // wide) * wide**2
+def _is_to_come(config: ModelConfig) -> bool:
+    """Whether a model is what another run makes, and has not made yet."""
+    return config.path.startswith("runs/") and not Path(config.path).exists()
 
 
 def _config(given: Mapping[str, Any]) -> ModelConfig:

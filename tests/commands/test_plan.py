@@ -67,3 +67,47 @@ def test_what_cannot_be_planned(config: Path, tmp_path: Path):
     auto.write_text("trainer: {devices: auto}\n")
     with pytest.raises(UserError, match=r"trainer\.devices is 'auto': say how many"):
         plan([str(config), str(auto)])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer: {devices: [", r"more\.yaml, line 1: this is no YAML: "),
+        ("plain words", r"more\.yaml holds no settings"),
+        ("", r"more\.yaml holds no settings"),
+        ("trainr: {devices: 2}", r"no key 'trainr'; did you mean 'trainer'\?"),
+        (
+            "trainer: {strategy: deepspeed_stage_2}",
+            r"plan knows ddp, fsdp2 and fsdp2_offload, and not deepspeed_stage_2",
+        ),
+        (
+            "model: {init_args: {policy: {path: runs/none/model, init: pretrained}}}",
+            r"runs/none/model is not there yet\. Run",
+        ),
+    ],
+)
+def test_configs_that_are_none(config: Path, tmp_path: Path, text: str, said: str):
+    more = tmp_path / "more.yaml"
+    more.write_text(text)
+    with pytest.raises(UserError, match=said):
+        plan([str(config), str(more)])
+    with pytest.raises(UserError, match=r"is a folder: name one of its configs"):
+        plan([str(tmp_path)])
+
+
+def test_several_devices_without_a_strategy_are_ddp(config: Path, tmp_path: Path):
+    more = tmp_path / "more.yaml"
+    more.write_text("trainer: {devices: 2}")
+    assert plan_of(read_config([config, more])).work.buckets
+    assert not plan_of(read_config([config])).work.buckets
+
+
+@pytest.mark.parametrize(
+    ("loss", "held"), [("lit_align.losses.DPO", ["policy", "reference"]), ("lit_align.losses.SimPO", ["policy"])]
+)
+def test_a_loss_without_a_reference_holds_none(config: Path, tmp_path: Path, loss: str, held: list[str]):
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump({"model": {"init_args": {"loss": {"class_path": loss}}}}))
+    work = plan_of(read_config([config, more])).work
+    assert [model.name for model in work.held] == held
+    assert work.runs_frozen == (len(held) > 1)
