@@ -94,7 +94,6 @@ def config(case: Case, size: str, folder: Path) -> Path:
     }  # fmt: skip
     of_rows = case.method in ROWS and "candidates" not in case.model
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row(case.method if of_rows else "prompts", n)) + "\n" for n in range(8)))
     model = {"path": "mini_instruct", "init": "random", "overrides": overrides | SIZES[size]}
     args = merged({"policy": model}, case.model)
     if "critic" in args:
@@ -117,8 +116,14 @@ def config(case: Case, size: str, folder: Path) -> Path:
     }  # fmt: skip
     others = copy.deepcopy(case.others)
     given["data"]["init_args"] |= others.pop("data", {})
+    given = merged(given, others)
+    lines = [
+        json.dumps(row(case.method if of_rows else "prompts", n))
+        for n in range(BATCH * given["trainer"]["fast_dev_run"])
+    ]
+    rows.write_text("\n".join(lines))
     file = folder / f"{size}.json"
-    file.write_text(json.dumps(merged(given, others)))
+    file.write_text(json.dumps(given))
     return file
 
 

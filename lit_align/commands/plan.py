@@ -53,6 +53,6 @@ def plan(configs: list[str] | None = None, memory: float | None = None) -> None:
     if highest.total > USABLE * memory * 1e9:
         raise UserError(
             f"It does not fit: {highest.total / 1e9:.1f} GB of the {USABLE * memory:.1f} GB that a device with {memory:g} GB "
-            f"has for tensors. {advice(work)}"
+            f"has for tensors. {advice(work, USABLE * memory * 1e9)}"
         )
     console.print(f"It fits a device with {memory:g} GB.")

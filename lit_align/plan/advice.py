@@ -7,27 +7,49 @@ from dataclasses import replace
 
 from lit_align.plan.memory import Held, Work, peak
 
+WORTH = 0.98
+"""Share of what is needed under which a change has to bring it, to be worth saying."""
 
-def advice(work: Work) -> str:
-    """The changes that save memory, each with what would be needed after it, the most effective first."""
-    found = []
-    for change, changed in _changes(work):
-        needed = peak(changed).total
-        if needed < 0.98 * peak(work).total:
-            found.append((needed, change))
-    if not found:
+
+def advice(work: Work, room: float) -> str:
+    """The changes that save memory, each with what would be needed after it, the most effective first.
+
+    Args:
+        work: What does not fit.
+        room: Bytes that it should fit. Where no one change does, it is said which do together.
+    """
+    found = sorted((peak(changed).total, change) for change, changed in _changes(work))
+    helpful = [(needed, change) for needed, change in found if needed < WORTH * peak(work).total]
+    if not helpful:
         return "Take a smaller model, or more devices with trainer.strategy: fsdp2."
-    return "What helps: " + "; ".join(f"{change} ({needed / 1e9:.1f} GB)" for needed, change in sorted(found)) + "."
+    said = "What helps: " + "; ".join(f"{change} ({needed / 1e9:.1f} GB)" for needed, change in helpful) + "."
+    return said if helpful[0][0] <= room else f"{said} {_together(work, room)}"
+
+
+def _together(work: Work, room: float) -> str:
+    """The most effective change, and then the most effective after it, until all fits or nothing helps any more."""
+    taken: list[str] = []
+    while (needed := peak(work).total) > room:
+        left = [(peak(changed).total, change, changed) for change, changed in _changes(work) if change not in taken]
+        total, change, changed = min(left, key=lambda option: option[0], default=(needed, "", work))
+        if total >= WORTH * needed:
+            return f"No one of them is enough; {' + '.join(taken)} need {needed / 1e9:.1f} GB. Take a smaller model as well."
+        taken.append(change)
+        work = changed
+    return f"No one of them is enough; {' + '.join(taken)} need {needed / 1e9:.1f} GB."
 
 
 def _changes(work: Work) -> list[tuple[str, Work]]:
     """What could be set otherwise, and what the work would then be."""
+    lengths = "max_prompt_length and rollout.max_new_tokens" if work.sampled_rows else "max_length"
     changes: list[tuple[bool, str, Callable[[], Work]]] = [
-        (not work.held[0].recompute, "policy.activation_checkpointing: true", lambda: replace(
-            work, held=[replace(work.held[0], recompute=True), *work.held[1:]])),
+        (not work.policy.recompute, "policy.activation_checkpointing: true", lambda: replace(work, held=[
+            replace(model, recompute=True) if model.name == "policy" else model for model in work.held])),
         (work.rows > 1, "half the batch, and twice accumulate_grad_batches", lambda: replace(
-            work, rows=-(-work.rows // 2), accumulates=True)),
-        (work.columns > 512, "half of max_length", lambda: replace(work, columns=work.columns // 2)),
+            work, rows=-(-work.rows // 2), mask=work.mask // 2, accumulates=True)),
+        (work.columns > 512, f"half of {lengths}", lambda: replace(
+            work, columns=work.columns // 2, targets=None if work.targets is None else work.targets // 2,
+            sampled_columns=work.sampled_columns // 2, mask=work.mask // 4)),
         (work.sampled_rows > 1, "half of rollout.max_rows", lambda: replace(work, sampled_rows=work.sampled_rows // 2)),
         (not work.fused, "optimizer.fused: true", lambda: replace(work, fused=True)),
         (work.ranks == 1, "strategy: fsdp2 on eight devices", lambda: replace(work, ranks=8)),

@@ -145,10 +145,22 @@ def test_sampling():
 
 
 def test_advice_names_what_helps_most_first():
-    said = advice(replace(WORK, columns=5000))
+    long = replace(WORK, columns=5000)
+    said = advice(long, room=peak(long).total - 1)
     assert said.startswith("What helps: half of max_length (")
     assert said.index("half the batch") < said.index("policy.activation_checkpointing: true")
-    assert "fsdp2 on eight devices" in advice(WORK)
+    assert said.endswith(").")
+    assert "fsdp2 on eight devices" in advice(WORK, room=20000)
+
+
+def test_advice_where_no_one_change_is_enough():
+    long = replace(WORK, columns=5000)
+    quarter = replace(long, rows=1, columns=2500, accumulates=True)
+    said = advice(long, room=peak(quarter).total)
+    assert (
+        "No one of them is enough; half of max_length + half the batch, and twice accumulate_grad_batches need " in said
+    )
+    assert advice(long, room=1).endswith("Take a smaller model as well.")
 
 
 @pytest.mark.parametrize("change", [{"fused": True}, {"rows": 1}, {"columns": 250}, {"ranks": 2}])
