@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from lit_align.data.budget import TokenBudget
 from lit_align.data.collate import padded
 from lit_align.data.counts import Counts, OnBadRow, with_progress
 from lit_align.data.embedded import embedded_groups, is_embedded
@@ -32,6 +33,8 @@ from lit_align.groups import Group, GroupBatch, TokenGroup
 from lit_align.models import ModelConfig, load_tokenizer
 from lit_align.runtime import gather_per_rank
 
+BATCH_SIZE = 8
+
 
 class GroupDataModule(LightningDataModule, ABC):
     """Rows of one kind, encoded with the tokenizer of the module that is trained.
@@ -42,7 +45,9 @@ class GroupDataModule(LightningDataModule, ABC):
             configuration of the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Rows to validate on.
         batch_size: Prompts in a batch, on each device.
-        val_batch_size: The same for validation. `batch_size` if not given.
+        val_batch_size: The same for validation. `batch_size` (or `tokens_per_batch`) if not given.
+        tokens_per_batch: Fills each batch with prompts up to so many tokens on each device, padding included, in place of
+            `batch_size`: steps then cost about the same, on every rank.
         seed: Of the order of the training rows, and of the rows that an embedded task draws.
         max_rows: Only so many of the training rows, from the first on. An embedded task draws so many (10,000 if not given).
         max_length: Tokens of a prompt and any one of its responses together.
@@ -71,8 +76,9 @@ class GroupDataModule(LightningDataModule, ABC):
         self,
         train: str | list[str],
         val: str | None = None,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         val_batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         seed: int = 0,
         max_rows: int | None = None,
         max_length: int = 1024,
@@ -95,6 +101,7 @@ class GroupDataModule(LightningDataModule, ABC):
         sizes = {
             "batch_size": batch_size,
             "val_batch_size": val_batch_size,
+            "tokens_per_batch": tokens_per_batch,
             "max_rows": max_rows,
             "tokens_per_row": tokens_per_row,
         }
@@ -111,6 +118,13 @@ class GroupDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"{embedded[0]} is drawn in memory, so streaming has no effect on it: leave out one of the two."
             )
+        if tokens_per_batch is not None and batch_size != BATCH_SIZE:
+            raise UserError("batch_size has no effect beside tokens_per_batch: give one of them.")
+        if tokens_per_batch is not None and streaming:
+            raise UserError(
+                "How long streamed rows are is not known when batches are made: give batch_size in place of tokens_per_batch, "
+                "or leave streaming out."
+            )
         if cache is not None and (streaming or len(embedded) == len(self.names["train"]) + len(self.names["val"])):
             why = "streamed rows are encoded when a batch needs them" if streaming else f"{embedded[0]} is drawn anew"
             raise UserError(f"cache has no effect, because {why}: leave it out.")
@@ -123,6 +137,7 @@ class GroupDataModule(LightningDataModule, ABC):
         self.cache = cache
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.seed = seed
         self.max_rows = max_rows
         self.lengths = Lengths(max_length, max_prompt_length, too_long)
@@ -248,8 +263,12 @@ class GroupDataModule(LightningDataModule, ABC):
         if split not in self._encoded:
             raise UserError(f"The {split} rows are not read yet: call setup first, as the Trainer does.")
         ranks = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
+        rows, tokens = self._encoded[split], self.tokens_per_batch
+        budget = None
+        if tokens is not None and isinstance(rows, TokenGroups) and (split == "train" or self.val_batch_size is None):
+            budget = TokenBudget(rows, tokens, ranks["num_replicas"], padded=self.layout is padded)
         return GroupLoader(
-            self._encoded[split],
+            rows,
             batch_size,
             self._collate(split),
             shuffle=shuffle,
@@ -258,6 +277,7 @@ class GroupDataModule(LightningDataModule, ABC):
             world=ranks["num_replicas"],
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator),
+            budget=budget,
         )
 
     def _collate(self, split: str) -> Callable[[list[TokenGroup]], Any]:

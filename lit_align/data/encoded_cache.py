@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 OF_RUN = frozenset(
     {
         *("trainer", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"),
-        *("names", "max_rows", "batch_size", "val_batch_size", "seed", "layout", "num_workers", "streaming", "cache"),
+        *("names", "max_rows", "batch_size", "val_batch_size", "tokens_per_batch", "seed", "layout"),
+        *("num_workers", "streaming", "cache"),
         *("tokenizer", "_encoder_tokenizer", "_own_tokenizer", "_encoded", "_rows", "_positioned", "_restored"),
     }
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lit_align.data.budget import Rows, TokenBudget
 from lit_align.data.streamed import EncodedGroups
 from lit_align.errors import UserError
 from lit_align.groups import TokenGroup
@@ -65,7 +65,8 @@ class GroupLoader(Generic[BatchT]):
 
     Batch i of an epoch is, over all ranks together, the i-th `batch_size * world` groups of the epoch's order: two ranks
     with batches of b train on the same groups as one rank with 2b. The last one is shared out as evenly as it can be; a rank
-    that is left without a group gets a copy of one in a batch that says `is_filler`.
+    that is left without a group gets a copy of one in a batch that says `is_filler`. With a `TokenBudget`, batch i is what it
+    has room for, whatever the number of ranks, and is shared out by tokens.
 
     It is no DataLoader, so that Lightning injects no sampler, and it has no `state_dict`, so that Lightning, which would
     restore the state of rank 0 on every rank and lose it at the end of an epoch, leaves its position to the DataModule.
@@ -80,6 +81,7 @@ class GroupLoader(Generic[BatchT]):
         world: Number of ranks.
         num_workers: Processes that collate; 0 for none.
         pin_memory: Whether batches lie in page-locked memory.
+        budget: Of the tokens of a batch, in place of `batch_size`.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class GroupLoader(Generic[BatchT]):
         world: int = 1,
         num_workers: int = 0,
         pin_memory: bool = False,
+        budget: TokenBudget | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world or not len(groups):
             raise ValueError(f"{len(groups)} groups in batches of {batch_size} for rank {rank} of {world}.")
@@ -106,10 +109,13 @@ class GroupLoader(Generic[BatchT]):
         self.world = world
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.budget = budget
         self._served = 0
+        self._planned: dict[int, list[Rows]] = {}
+        self._length = len(self._batches(0))
 
     def __len__(self) -> int:
-        return math.ceil(len(self.groups) / (self.batch_size * self.world))
+        return self._length
 
     def __iter__(self) -> Iterator[BatchT]:
         # A generator, so nothing happens before the first batch is asked for: Lightning calls iter() more often than that.
@@ -117,7 +123,7 @@ class GroupLoader(Generic[BatchT]):
         batches = DataLoader(
             _Batches(self.groups, self.collate),
             batch_size=None,
-            sampler=self._batches(first),
+            sampler=self._parts(first),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -127,7 +133,7 @@ class GroupLoader(Generic[BatchT]):
         for number, batch in enumerate(batches, start=first):
             if isinstance(batch, UserError):
                 raise batch
-            batch.is_filler = self._share(number)[1] == 0
+            batch.is_filler = len(self._batches(number // len(self))[number % len(self)]) <= self.rank
             self._served = number + 1
             yield batch
 
@@ -139,7 +145,7 @@ class GroupLoader(Generic[BatchT]):
             "hash of the rows' text": rows.text,
             "hash of the rows as encoded by tokenizer, template and lengths": rows.tokens,
             "data.seed": self.seed,
-            "prompts in a batch over all ranks": self.batch_size * self.world,
+            "prompts in a batch over all ranks": str(self.budget) if self.budget else self.batch_size * self.world,
         }
 
     def position(self) -> dict[str, int]:
@@ -151,23 +157,36 @@ class GroupLoader(Generic[BatchT]):
         """The next `iter()` begins with this batch, or with the next epoch if this one has no such batch."""
         self._served = position["epoch"] * len(self) + min(position["batch"], len(self))
 
-    def _batches(self, first: int) -> Iterator[list[int]]:
+    def _parts(self, first: int) -> Iterator[list[int]]:
         """The rows of the next `len(self)` batches of this rank."""
-        epoch = -1
         for number in range(first, first + len(self)):
-            if epoch != number // len(self):
-                epoch = number // len(self)
-                order = self._order(epoch)
-            start, size = self._share(number)
-            yield order[start : start + size].tolist() or order[:1].tolist()
+            yield self._part(number).tolist() or self._batches(number // len(self))[0][:1].tolist()
 
-    def _order(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _part(self, number: int) -> Rows:
+        """This rank's rows of a batch, none where there are fewer than ranks."""
+        epoch, place = divmod(number, len(self))
+        batch = self._batches(epoch)[place]
+        if self.budget is not None:
+            return self.budget.share(batch, self.rank)
+        share, extra = divmod(len(batch), self.world)
+        begin = self.rank * share + min(self.rank, extra)
+        return batch[begin : begin + share + (self.rank < extra)]
+
+    def _batches(self, epoch: int) -> list[Rows]:
+        """The rows of all batches of an epoch, over all ranks."""
+        if epoch not in self._planned:
+            # Worker processes may be an epoch ahead of the batches that are served.
+            self._planned = {known: rows for known, rows in self._planned.items() if known == epoch - 1}
+            order = self._order(epoch)
+            if self.budget is not None:
+                planned = self.budget.batches(order, len(self) if epoch else None)
+            else:
+                size = self.batch_size * self.world
+                planned = [order[begin : begin + size] for begin in range(0, len(order), size)]
+            self._planned[epoch] = planned
+        return self._planned[epoch]
+
+    def _order(self, epoch: int) -> Rows:
         if not self.shuffle:
             return np.arange(len(self.groups))
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.groups))
-
-    def _share(self, number: int) -> tuple[int, int]:
-        """Where this rank's part of a batch begins in the epoch's order, and how many groups it has."""
-        begin = number % len(self) * self.batch_size * self.world
-        share, extra = divmod(min(self.batch_size * self.world, len(self.groups) - begin), self.world)
-        return begin + self.rank * share + min(self.rank, extra), share + (self.rank < extra)

@@ -149,9 +149,15 @@ class TokenGroups(Dataset[TokenGroup]):
     @property
     def longest(self) -> int:
         """The most tokens that a prompt and one of its responses have together; every row has a response."""
+        return int(self.sizes[1].max())
+
+    @property
+    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of each row its responses, the tokens of its prompt and longest response together, and those of all, `(rows,)`."""
         lengths = np.diff(self._id_offsets)
         of_responses = np.maximum.reduceat(np.delete(lengths, self._prompts), self._response_offsets[:-1])
-        return int((lengths[self._prompts] + of_responses).max())
+        total = np.add.reduceat(lengths, self._prompts)
+        return np.diff(self._response_offsets), lengths[self._prompts] + of_responses, total
 
     def source(self, row: int) -> str:
         """Where a row came from: "rows.jsonl, row 12"."""
