@@ -52,7 +52,7 @@ def _changes(work: Work) -> list[tuple[str, Work]]:
             sampled_columns=work.sampled_columns // 2, mask=work.mask // 4)),
         (work.sampled_rows > 1, "half of rollout.max_rows", lambda: replace(work, sampled_rows=work.sampled_rows // 2)),
         (not work.fused, "optimizer.fused: true", lambda: replace(work, fused=True)),
-        (work.ranks == 1, "strategy: fsdp2 on eight devices", lambda: replace(work, ranks=8)),
+        (work.ranks == 1, "strategy: fsdp2 on eight devices", lambda: replace(work, ranks=8, buckets=False)),
         (work.ranks > 1, "twice the devices", lambda: replace(work, ranks=2 * work.ranks)),
         (work.ranks > 1 and not work.offload, "strategy: fsdp2_offload", lambda: replace(work, offload=True)),
         (not any(model.rank for model in work.held), "policy.lora: {rank: 16}, with policy.dtype: bfloat16", lambda: replace(

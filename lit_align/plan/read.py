@@ -106,7 +106,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     options = optimizer["init_args"] if isinstance(optimizer, Mapping) else {}
     work = Work(
         **sizes(method, config, remarks)._asdict(),
-        held=_models(method, args, str(trainer["precision"]), sharded, remarks),
+        held=_models(method, args, str(trainer["precision"]), sharded, trainer["callbacks"], remarks),
         logits={"RewardModel": NO_LOGITS, "PPO": STATS}.get(method, LOGPS),
         # KTO runs the policy on mismatched pairs, too, and whatever its reference is.
         runs_frozen=method in ("KTO", "SPA") or (method == "DPO" and _references(method, args) > 0),
@@ -141,7 +141,9 @@ def _strategy(given: Any, devices: int) -> tuple[str, Mapping[str, Any]]:
     return name.lower(), settings
 
 
-def _models(method: str, args: Mapping[str, Any], precision: str, sharded: bool, remarks: list[str]) -> list[Held]:
+def _models(
+    method: str, args: Mapping[str, Any], precision: str, sharded: bool, callbacks: Any, remarks: list[str]
+) -> list[Held]:
     policy, half = _config(args["policy"]), precision.endswith("mixed")
     dtype = "bfloat16" if precision.endswith("true") and precision != "32-true" else policy.dtype
     width, lora = BYTES[dtype], policy.lora
@@ -169,18 +171,23 @@ def _models(method: str, args: Mapping[str, Any], precision: str, sharded: bool,
     others: list[tuple[str, Mapping[str, Any]]] = []
     if method == "PPO" and args["critic"] is not None:
         others.append(("critic", args["critic"]))
-    for number, sampler in enumerate((args.get("candidates") or {}).get("samplers") or ()):
-        others.append((f"sampler {number + 1}", sampler))
-    others += [("reward model", given) for given in _source_models(args)]
+    others += [("sampler", sampler) for sampler in (args.get("candidates") or {}).get("samplers") or ()]
+    kept = {name: value for name, value in args.items() if name not in ("policy", "critic", "candidates")}
+    others += _source_models([kept, (args.get("candidates") or {}).get("reward"), callbacks], "")
     for name, given in others:
-        trained = name == "critic"
-        config = _config(given)
-        own = dtype if name != "reward model" else config.dtype
-        found = _shape_or(config, shape, half and trained, own, name, remarks)
-        rank = config.lora.rank if trained and config.lora else 0
-        recompute = trained and config.activation_checkpointing
-        is_reward = not name.startswith("sampler")
-        held.append(Held(name, found, BYTES[own], rank, trained, is_reward=is_reward, recompute=recompute))
+        config, trained = _config(given), name == "critic"
+        # What a source of rewards or verdicts holds stays in its own precision.
+        own = dtype if trained or (name == "sampler" and dtype != policy.dtype) else config.dtype
+        found = _shape_or(config, shape, half and trained, own, remarks)
+        held.append(Held(
+            name if all(name != model.name for model in held) else f"{name} {len(held)}",
+            found,
+            BYTES[own],
+            rank=config.lora.rank if trained and config.lora else 0,
+            trained=trained,
+            is_reward=name in ("critic", "RewardModelReward"),
+            recompute=trained and config.activation_checkpointing,
+        ))  # fmt: skip
     return held
 
 
@@ -202,21 +209,22 @@ def _attribute(given: Any, name: str) -> Any:
     return getattr(getattr(import_module(module), kind), name)
 
 
-def _source_models(args: Any) -> list[dict[str, Any]]:
-    """The models of each `RewardModelReward` in a method's arguments."""
-    if isinstance(args, list):
-        return [found for value in args for found in _source_models(value)]
-    if not isinstance(args, Mapping):
+def _source_models(given: Any, owner: str) -> list[tuple[str, dict[str, Any]]]:
+    """The models that sources of rewards, judges and callbacks hold, each with the name of its class."""
+    if isinstance(given, list):
+        return [found for value in given for found in _source_models(value, owner)]
+    if not isinstance(given, Mapping):
         return []
-    if str(args.get("class_path", "")).endswith("RewardModelReward"):
-        return [dict(args["init_args"]["model"])]
-    return [found for value in args.values() for found in _source_models(value)]
+    if "path" in given and "attn_implementation" in given:
+        return [(owner, dict(given))]
+    owner = str(given.get("class_path", owner)).rpartition(".")[2]
+    return [found for value in given.values() for found in _source_models(value, owner)]
 
 
-def _shape_or(config: ModelConfig, other: Shape, half: bool, dtype: str, what: str, remarks: list[str]) -> Shape:
+def _shape_or(config: ModelConfig, other: Shape, half: bool, dtype: str, remarks: list[str]) -> Shape:
     """The shape of a model; where its folder is not there yet, that of the policy."""
     if _is_to_come(config):
-        remarks.append(f"{config.path} is not there yet; the {what} is taken to be as large as the policy.")
+        remarks.append(f"{config.path} is not there yet; it is taken to be as large as the policy.")
         return other
     return shape_of(pretrained_config(config), config.attn_implementation, half, getattr(torch, dtype), config.lora)
 

@@ -111,3 +111,36 @@ def test_a_loss_without_a_reference_holds_none(config: Path, tmp_path: Path, los
     work = plan_of(read_config([config, more])).work
     assert [model.name for model in work.held] == held
     assert work.runs_frozen == (len(held) > 1)
+
+
+def test_the_models_of_judges_and_callbacks_are_counted(tmp_path: Path):
+    model = {"path": "mini_instruct", "init": "random"}
+    judge = {"class_path": "LocalModel", "init_args": {"model": model | {"overrides": {"num_hidden_layers": 1}}}}
+    reward = {
+        "class_path": "lit_align.feedback.RewardModelReward",
+        "init_args": {"model": model | {"dtype": "bfloat16"}},
+    }
+    given = {
+        "trainer": {
+            "accelerator": "cpu", "devices": 1,
+            "callbacks": [{"class_path": "callbacks.RewardEval", "init_args": {
+                "reward": reward, "prompts": "mini_instruct", "rollout": {"max_new_tokens": 4}, "every_n_steps": 5,
+            }}],
+        },
+        "model": {"class_path": "OnlineDPO", "init_args": {
+            "policy": model, "rollout": {"max_new_tokens": 4},
+            "judge": {"class_path": "lit_align.feedback.LLMJudge", "init_args": {"model": judge}},
+        }},
+        "data": {"class_path": "PromptData", "init_args": {"train": "mini_instruct"}},
+    }  # fmt: skip
+    file = tmp_path / "online.yaml"
+    file.write_text(yaml.safe_dump(given))
+    policy, reference, local, scored = plan_of(read_config([file])).work.held
+    assert [m.name for m in (policy, reference, local, scored)] == [
+        "policy", "reference", "LocalModel", "RewardModelReward",
+    ]  # fmt: skip
+    assert policy.shape == reference.shape
+    assert scored.shape.parameters == policy.shape.parameters
+    assert (scored.width, scored.is_reward) == (2, True)
+    assert local.parameters < policy.parameters
+    assert not local.is_reward
