@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from lit_align.plan.memory import Held, Work, peak
+from lit_align.plan.memory import LAST_ROUND, Held, Work, peak
 
 WORTH = 0.98
 """Share of what is needed under which a change has to bring it, to be worth saying."""
@@ -64,4 +64,6 @@ def _changes(work: Work) -> list[tuple[str, Work]]:
 def _adapted(model: Held) -> Held:
     if model.name == "policy":
         return replace(model, rank=16, width=2)
-    return replace(model, shares=True) if model.name.startswith("reference") else model
+    if model.name == LAST_ROUND:
+        return replace(model, rank=16, width=2, shares=True)
+    return replace(model, shares=True) if model.name == "reference" else model

@@ -35,6 +35,9 @@ STATS = Logits(forward=4.25, kept=3.25, backward=6.25)
 NO_LOGITS = Logits(forward=0, kept=0, backward=0)
 """A reward model has none."""
 
+LAST_ROUND = "policy of the last round"
+"""What SPA compares its policy with, besides a reference."""
+
 EXTRAPOLATED = 5
 """Numbers of each logit while two policies are mixed: of both, of both scaled, and of the mix."""
 

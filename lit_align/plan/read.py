@@ -19,7 +19,7 @@ from lit_align.errors import UserError
 from lit_align.models import LoRAConfig, ModelConfig
 from lit_align.models.load import pretrained_config
 from lit_align.nearest import near_file
-from lit_align.plan.memory import LOGPS, NO_LOGITS, STATS, Held, Work
+from lit_align.plan.memory import LAST_ROUND, LOGPS, NO_LOGITS, STATS, Held, Work
 from lit_align.plan.shapes import Shape, shape_of
 from lit_align.plan.sizes import sizes
 
@@ -109,7 +109,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         held=_models(method, args, str(trainer["precision"]), sharded, trainer["callbacks"], remarks),
         logits={"RewardModel": NO_LOGITS, "PPO": STATS}.get(method, LOGPS),
         # KTO runs the policy on mismatched pairs, too, and whatever its reference is.
-        runs_frozen=method in ("KTO", "SPA") or (method == "DPO" and _references(method, args) > 0),
+        runs_frozen=method in ("KTO", "SPA") or (method == "DPO" and bool(_references(method, args))),
         extrapolates=method == "SPA" and args["refinement"] is not None,
         ranks=devices if sharded else 1,
         moments=1 if kind == "SGD" and options.get("momentum") else MOMENTS.get(kind, 2),
@@ -164,9 +164,11 @@ def _models(
             recompute=policy.activation_checkpointing,
         )
     ]
+    rank, shares = (0, False) if lora is None else (lora.rank, not sharded)
     held += [
-        Held(f"reference{' ' + str(n) if n else ''}", shape, width, shares=lora is not None and not sharded)
-        for n in range(_references(method, args))
+        # What moves has an adapter of its own, on the same weights.
+        Held(name, shape, width, rank=rank if moves else 0, shares=shares)
+        for name, moves in _references(method, args).items()
     ]
     others: list[tuple[str, Mapping[str, Any]]] = []
     if method == "PPO" and args["critic"] is not None:
@@ -191,16 +193,22 @@ def _models(
     return held
 
 
-def _references(method: str, args: Mapping[str, Any]) -> int:
-    """How many models that are not trained a method keeps beside its policy, each as large."""
+def _references(method: str, args: Mapping[str, Any]) -> dict[str, bool]:
+    """The models as large as the policy that a method keeps beside it, untrained, and whether each follows it."""
+    if method == "SPA":
+        return {"reference": False, LAST_ROUND: True}
     kept = args.get("reference")
-    if isinstance(kept, Mapping) and "Cached" in str(kept["class_path"]):
-        return 0
-    if method == "DPO":
-        return int(_attribute(args["loss"], "needs_reference"))
-    if method == "RRHF":
-        return int(args["candidates"] is not None)
-    return {"SPA": 2, "KTO": 1, "PPO": 1, "OnlineDPO": 1}.get(method, 0)
+    kind = str(kept["class_path"]) if isinstance(kept, Mapping) else ""
+    has_one = {
+        "DPO": method == "DPO" and _attribute(args["loss"], "needs_reference"),
+        "RRHF": args.get("candidates") is not None,
+        "KTO": True,
+        "PPO": True,
+        "OnlineDPO": True,
+    }
+    if "Cached" in kind or not has_one.get(method):
+        return {}
+    return {"reference": "Moving" in kind}
 
 
 def _attribute(given: Any, name: str) -> Any:

@@ -144,3 +144,14 @@ def test_the_models_of_judges_and_callbacks_are_counted(tmp_path: Path):
     assert (scored.width, scored.is_reward) == (2, True)
     assert local.parameters < policy.parameters
     assert not local.is_reward
+
+
+def test_what_moves_has_an_adapter_of_its_own(config: Path, tmp_path: Path):
+    more = tmp_path / "more.yaml"
+    moving = {"class_path": "lit_align.models.MovingReference", "init_args": {"every": 3}}
+    more.write_text(yaml.safe_dump({"model": {"init_args": {"policy": {"lora": {"rank": 4}}}}}))
+    frozen = plan_of(read_config([config, more])).work.held[1]
+    more.write_text(yaml.safe_dump({"model": {"init_args": {"policy": {"lora": {"rank": 4}}, "reference": moving}}}))
+    policy, moved = plan_of(read_config([config, more])).work.held
+    assert frozen.weights == 0
+    assert moved.weights == policy.trained_bytes == 4 * policy.shape.linear * 4
