@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from lit_align.data import GroupLoader, PreferenceData, padded, shared
 from lit_align.data.budget import TokenBudget
 from lit_align.data.token_groups import TokenGroups
 from lit_align.errors import UserError
 from lit_align.groups import Group, TokenGroup
+from lit_align.methods import DPO
+from lit_align.models import ModelConfig
 
 layouts = pytest.mark.parametrize("layout", [padded, shared])
 worlds = pytest.mark.parametrize("world", [1, 2, 3])
@@ -203,3 +208,41 @@ def test_validation_keeps_to_it_unless_it_has_a_size_of_its_own(
     assert len(data.train_dataloader()) == 2
     assert len(data.val_dataloader()) == batches
     assert next(iter(data.val_dataloader())).rows.tolist() == ([0] if given else [0, 1])
+
+
+def trained(rows: str, tokens: int, devices: int) -> list[torch.Tensor]:
+    """The weights of a policy after two epochs of DPO."""
+    torch.manual_seed(5)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    module = DPO(
+        policy=ModelConfig("mini_instruct", init="random", overrides=small),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    strategy = "ddp" if devices > 1 else "auto"
+    trainer = Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_epochs=2, **quiet)
+    trainer.fit(module, PreferenceData(rows, tokens_per_batch=tokens))
+    assert trainer.global_step > 8
+    return [weights.detach().clone() for weights in module.policy.parameters()]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(on_two_ranks, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+
+    def text() -> str:
+        return " ".join(random.choice(["cats", "dogs", "are", "lovely", "and"], random.integers(1, 9)))
+
+    rows = tmp_path / "rows.jsonl"
+    made = [{"prompt": text(), "chosen": f"clever {text()}", "rejected": f"awful {text()}"} for _ in range(31)]
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in made))
+    one = trained(str(rows), 160, 1)
+    for rank in on_two_ranks(trained, str(rows), 80, 2):
+        for found, expected in zip(rank, one, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
