@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from lit_align.data.arguments import check_names, check_sizes, check_streaming
 from lit_align.data.budget import TokenBudget
 from lit_align.data.collate import padded
 from lit_align.data.counts import Counts, OnBadRow, with_progress
@@ -98,41 +99,21 @@ class GroupDataModule(LightningDataModule, ABC):
             raise UserError("val_batch_size has no effect without val: name rows to validate on, or leave it out.")
         if layout == "padded" and tokens_per_row is not None:
             raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
-        sizes = {
-            "batch_size": batch_size,
-            "val_batch_size": val_batch_size,
-            "tokens_per_batch": tokens_per_batch,
-            "max_rows": max_rows,
-            "tokens_per_row": tokens_per_row,
-        }
-        for name, size in sizes.items():
-            if size is not None and size < 1:
-                raise UserError(f"{name} must be at least 1, got {size}.")
+        if tokens_per_batch is not None and batch_size != BATCH_SIZE:
+            raise UserError("batch_size has no effect beside tokens_per_batch: give one of them.")
+        check_sizes(
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            tokens_per_batch=tokens_per_batch,
+            max_rows=max_rows,
+            tokens_per_row=tokens_per_row,
+        )
         self.names = {"train": [train] if isinstance(train, str) else train, "val": [] if val is None else [val]}
         if not self.names["train"]:
             raise UserError("train names no rows.")
-        embedded = [name for name in (*self.names["train"], *self.names["val"]) if is_embedded(name)]
-        if columns is not None and len(embedded) == len(self.names["train"]) + len(self.names["val"]):
-            raise UserError(f"columns has no effect on {embedded[0]}: leave it out.")
-        if streaming and embedded:
-            raise UserError(
-                f"{embedded[0]} is drawn in memory, so streaming has no effect on it: leave out one of the two."
-            )
-        if tokens_per_batch is not None and batch_size != BATCH_SIZE:
-            raise UserError("batch_size has no effect beside tokens_per_batch: give one of them.")
-        if tokens_per_batch is not None and streaming:
-            raise UserError(
-                "How long streamed rows are is not known when batches are made: give batch_size in place of tokens_per_batch, "
-                "or leave streaming out."
-            )
-        if cache is not None and (streaming or len(embedded) == len(self.names["train"]) + len(self.names["val"])):
-            why = "streamed rows are encoded when a batch needs them" if streaming else f"{embedded[0]} is drawn anew"
-            raise UserError(f"cache has no effect, because {why}: leave it out.")
-        if streaming and too_long == "drop":
-            raise UserError(
-                "How long a streamed row is shows only when a batch needs it, too late to drop it: set too_long to cut or "
-                "raise, or leave streaming out."
-            )
+        check_names([*self.names["train"], *self.names["val"]], columns, streaming=streaming, cache=cache)
+        if streaming:
+            check_streaming(too_long, tokens_per_batch, cache)
         self.streaming = streaming
         self.cache = cache
         self.batch_size = batch_size
