@@ -16,6 +16,7 @@ from lit_align.models.adapters import is_adapted, own_parameters, with_another_a
 from lit_align.models.config import ModelConfig
 from lit_align.models.fingerprint import fingerprint
 from lit_align.models.sharding import local_weights
+from lit_align.runtime.fsdp import is_sharded_next
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -116,11 +117,15 @@ def frozen_copy(model: AnyModule) -> AnyModule:
 
     It is a copy of the weights in memory and not loaded again by name, because what a name stands for can change during a run.
     Where only an adapter is trained, nothing is copied: it is the same weights without the adapter, which must be a new one.
+    Nor is anything where shards of both are made next.
     """
     if is_adapted(model):
         plain: AnyModule = without_adapter(model)
         return plain.eval()
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    same: dict[int, Any] = {}
+    if is_sharded_next():
+        same = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, same).requires_grad_(False).eval()
 
 
 def moving_copy(model: AnyModule) -> AnyModule:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,6 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 
 from lit_align.errors import UserError
+
+_SHARDED_NEXT: ContextVar[bool] = ContextVar("_SHARDED_NEXT", default=False)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -39,6 +44,12 @@ class FSDP2(ModelParallelStrategy):
             # The norm of gradients is then a tensor of the CPU, which NCCL cannot reduce.
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_environment()
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Around `configure_model`, whose models `setup` shards."""
+        with before_sharding():
+            yield
 
     def setup(self, trainer: Trainer) -> None:
         """Shards the module's models, before an optimiser asks for their weights.
@@ -84,6 +95,21 @@ class FSDP2(ModelParallelStrategy):
 
 StrategyRegistry.register("fsdp2", FSDP2, "FSDP2 over all devices; its checkpoints are folders")
 StrategyRegistry.register("fsdp2_offload", FSDP2, "FSDP2 with shards in the machine's memory", cpu_offload=True)
+
+
+@contextmanager
+def before_sharding() -> Iterator[None]:
+    """Inside, `is_sharded_next` is true: each model that is made there has to be sharded before any is trained."""
+    token = _SHARDED_NEXT.set(True)
+    try:
+        yield
+    finally:
+        _SHARDED_NEXT.reset(token)
+
+
+def is_sharded_next() -> bool:
+    """Whether models that are made now are sharded next. A shard is a copy, so until then they may share their memory."""
+    return _SHARDED_NEXT.get()
 
 
 def refuse_other_sharding(trainer: Trainer) -> None:

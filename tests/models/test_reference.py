@@ -11,6 +11,7 @@ from torch import nn
 from lit_align.errors import UserError
 from lit_align.models import LoRAConfig, ModelConfig, MovingReference, Reference, frozen_copy
 from lit_align.models.fingerprint import fingerprint
+from lit_align.runtime.fsdp import before_sharding
 
 
 def layer(*weights: float) -> nn.Linear:
@@ -28,6 +29,17 @@ def test_a_frozen_copy_stays_what_the_model_was():
     assert not kept[0].weight.requires_grad
     assert model.training
     assert model[0].weight.requires_grad
+
+
+def test_what_is_sharded_next_is_not_copied_before():
+    model = nn.Sequential(layer(1.0, 2.0), nn.Dropout(0.5)).train()
+    with before_sharding():
+        kept = frozen_copy(model)
+    assert kept[0].weight.data_ptr() == model[0].weight.data_ptr()
+    assert kept[0].weight is not model[0].weight
+    assert not kept[0].weight.requires_grad
+    assert model[0].weight.requires_grad
+    assert frozen_copy(model)[0].weight.data_ptr() != model[0].weight.data_ptr()
 
 
 @pytest.mark.parametrize(("mix", "expected"), [(1.0, [3.0, -1.0]), (0.25, [1.5, 1.25]), (0.5, [2.0, 0.5])])
