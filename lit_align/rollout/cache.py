@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 BLOCK = 128
@@ -50,6 +52,16 @@ class ReservedLayer(DynamicLayer):  # type: ignore[misc]
         used = self.get_seq_length() - first_column
         self._key_buffer = self.keys[:, :, first_column:].index_select(0, rows)
         self._value_buffer = self.values[:, :, first_column:].index_select(0, rows)
+        self._show(used)
+
+    def join(self, other: ReservedLayer) -> None:
+        """Adds the rows of another layer below its own; the narrower of the two gets columns of 0 on the left."""
+        used = max(self.get_seq_length(), other.get_seq_length())
+        keys, values = (
+            torch.cat([pad(part, (0, 0, used - part.shape[-2], self._block)) for part in parts])
+            for parts in ((self.keys, other.keys), (self.values, other.values))
+        )
+        self._key_buffer, self._value_buffer = keys, values
         self._show(used)
 
     def _show(self, used: int) -> None:

@@ -2,94 +2,50 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from lit_align.models.sampling import Sampling
+from lit_align.rollout.rows import CausalForward, Rows
 
-
-class CausalForward:
-    """Calls a causal language model with the arguments its forward pass takes, for the logits of the last column.
-
-    Args:
-        model: A causal language model of transformers, or a peft model around one.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._takes = frozenset(inspect.signature(causal.forward).parameters)
-
-    @property
-    def takes_cache(self) -> bool:
-        """Whether keys and values can be handed to the model."""
-        return "past_key_values" in self._takes
-
-    def __call__(self, ids: Tensor, mask: Tensor | None, position: Tensor, cache: Cache) -> Tensor:
-        """Logits that follow the last of these tokens.
-
-        Args:
-            ids: The columns to append, `(rows, columns)`.
-            mask: 1 where a column of the cache, these included, holds a token of its row, `(rows, all columns)`; None where
-                every column does.
-            position: Of these tokens in their own text, from 0, `(rows, columns)`.
-            cache: What came before; the columns are added to it.
-
-        Returns:
-            `(rows, V)`, in the model's precision.
-        """
-        more: dict[str, Any] = {}
-        if "position_ids" in self._takes:
-            more["position_ids"] = position
-        if "logits_to_keep" in self._takes:
-            more["logits_to_keep"] = 1
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
-        logits: Tensor = output.logits[:, -1]
-        return logits
+ALIKE = 64
+"""Prompts that differ by more tokens than this, and by more than the shorter of them has, are not padded to one length."""
 
 
 class Decoding:
-    """Rows of one batch between two tokens.
-
-    Prompts are padded on the left: a new token is then one column for all rows, and the distance between two columns is that
-    between two tokens, which models with relative positions count on.
+    """Samples responses to more prompts than there is room for: those that wait take the places of rows that are finished.
 
     Args:
         forward: The model.
-        cache: Empty; the prompts are run into it, each once.
-        prompts: R prompts as token ids.
+        new_cache: Makes an empty cache.
+        prompts: R prompts as token ids, in order of length; each is run once.
         k: Rows made of each prompt.
-        max_new_tokens: Columns to make room for behind the prompts.
+        max_new_tokens: Tokens of a row, at most.
+        max_rows: Rows at once, or k if that is more.
+
+    Raises:
+        NotCachedError: The model does not fill a cache.
     """
 
     def __init__(
-        self, forward: CausalForward, cache: Cache, prompts: Sequence[Sequence[int]], k: int, max_new_tokens: int
+        self,
+        forward: CausalForward,
+        new_cache: Callable[[], Cache],
+        prompts: Sequence[Sequence[int]],
+        k: int,
+        max_new_tokens: int,
+        max_rows: int,
     ) -> None:
-        self._forward, self._cache = forward, cache
-        ids, mask = left_padded(prompts, next(forward.model.parameters()).device)
-        position = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        is_padded = len(prompts[0]) < len(prompts[-1])
-        logits = forward(ids, mask if is_padded else None, position, cache)
-        self._columns = ids.shape[1]
-        self.is_cached = cache.get_seq_length() == self._columns
-        if not self.is_cached:
-            return
-        parents = torch.arange(len(prompts), device=ids.device).repeat_interleave(k)
-        self.slot = torch.arange(len(parents), device=ids.device)
-        self.alive = torch.ones_like(self.slot, dtype=torch.bool)
-        self.tokens = ids.new_zeros(len(parents), max_new_tokens)
-        self.logits = logits[parents]
-        self._position = position[:, -1:][parents]
-        room = mask.new_ones(len(prompts), max_new_tokens)
-        self._keep(parents, torch.cat([mask, room], dim=1)[parents])
+        self._forward, self._new_cache, self._k = forward, new_cache, k
+        self._prompts, self._n_begun = prompts, 0
+        self._max_new_tokens, self._max_rows = max_new_tokens, max(max_rows, k)
+        self._rows = self._begun(self._max_rows)
 
     def run(self, sampling: Sampling, stop_ids: Sequence[int], look_every: int, compact_below: float) -> Tensor:
-        """Samples until every row has met a stop token or is full.
+        """Samples until every row of every prompt has met a stop token or is full.
 
         Args:
             sampling: The distribution to draw from.
@@ -100,51 +56,61 @@ class Decoding:
         Returns:
             Sampled tokens, `(R * k, max_new_tokens)`. What follows a row's first stop token means nothing.
         """
-        stop = torch.tensor(stop_ids, dtype=torch.long, device=self.slot.device)
-        n_steps = self.tokens.shape[1]
-        for step in range(n_steps):
-            token = draw(sampling.warp(self.logits))
-            self.tokens[self.slot, step] = token
-            if step + 1 == n_steps:
-                break
-            self.alive &= (token[:, None] != stop).all(dim=1)
-            if (step + 1) % look_every == 0:
-                n_alive = int(self.alive.sum())
-                if n_alive == 0:
-                    break
-                if n_alive <= compact_below * len(self.alive):
-                    token = token[self._drop_finished()]
-            self._advance(token)
-        return self.tokens
+        rows, limit = self._rows, self._max_new_tokens
+        stop = torch.tensor(stop_ids, dtype=torch.long, device=rows.slot.device)
+        # The last column is for what full rows go on to say while others are not.
+        tokens = torch.zeros(len(self._prompts) * self._k, limit + 1, dtype=torch.long, device=stop.device)
+        step, all_full_at = 0, limit
+        while True:
+            token = draw(sampling.warp(rows.logits))
+            tokens[rows.slot, rows.length.clamp(max=limit)] = token
+            rows.length += 1
+            rows.alive &= (token[:, None] != stop).all(dim=1) & (rows.length < limit)
+            step += 1
+            n_alive = len(rows)
+            if step == all_full_at:  # which needs no look
+                n_alive = 0
+            elif step % look_every == 0:
+                n_alive = int(rows.alive.sum())
+            if n_alive > compact_below * len(rows):
+                rows.advance(token)
+                continue
+            waiting = self._n_begun < len(self._prompts)
+            if n_alive:
+                rows.advance(token[rows.drop_finished()])
+                if waiting and self._max_rows - n_alive >= self._k:
+                    rows.join(self._begun(self._max_rows - n_alive))
+                    all_full_at = step + limit
+            elif waiting:
+                rows, all_full_at = self._begun(self._max_rows), step + limit
+            else:
+                return tokens[:, :limit]
 
-    def _advance(self, token: Tensor) -> None:
-        """Runs the tokens just drawn, `(rows,)`, for the logits of those after them."""
-        self._columns += 1
-        self._position = self._position + 1
-        mask = None if self._mask is None else self._mask[:, : self._columns]
-        self.logits = self._forward(token[:, None], mask, self._position, self._cache)
+    def _begun(self, room: int) -> Rows:
+        """Runs as many of the prompts that wait as there is room for."""
+        waiting = self._prompts[self._n_begun : self._n_begun + room // self._k]
+        begun: Rows | None = None
+        for prompts in alike(waiting):
+            first_slot = self._n_begun * self._k
+            rows = Rows(self._forward, self._new_cache(), prompts, self._k, first_slot, self._max_new_tokens)
+            self._n_begun += len(prompts)
+            if begun is None:
+                begun = rows
+            else:
+                begun.join(rows)
+        assert begun is not None
+        return begun
 
-    def _drop_finished(self) -> Tensor:
-        """Keeps the rows that are alive; returns their index among those before."""
-        rows = self.alive.nonzero().squeeze(1)
-        self.slot, self.alive, self._position = self.slot[rows], self.alive[rows], self._position[rows]
-        if self._mask is not None:
-            self._keep(rows, self._mask[rows])
-        else:
-            self._select(rows, 0)
-        return rows
 
-    def _keep(self, rows: Tensor, mask: Tensor) -> None:
-        """Selects rows of the cache, without the columns that are padding in all of them, or the mask if none is left."""
-        n_padding = int((mask == 0).sum(dim=1).min())
-        mask = mask[:, n_padding:]
-        self._mask = None if bool(mask.all()) else mask
-        self._select(rows, n_padding)
-
-    def _select(self, rows: Tensor, first_column: int) -> None:
-        for layer in self._cache.layers:
-            layer.keep(rows, first_column)
-        self._columns -= first_column
+def alike(prompts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """Prompts in order of length, cut where they grow much longer: a batch of all would be mostly padding."""
+    start = 0
+    while start < len(prompts):
+        shortest = len(prompts[start])
+        longest = max(2 * shortest, shortest + ALIKE)
+        n = sum(len(prompt) <= longest for prompt in prompts[start:])
+        yield prompts[start : start + n]
+        start += n
 
 
 def draw(logits: Tensor) -> Tensor:
@@ -158,11 +124,3 @@ def draw(logits: Tensor) -> Tensor:
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=precision)
     uniform = torch.rand_like(cumulative[:, -1:])
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(1)
-
-
-def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, 1 for a token of the prompt, both `(R, T)`."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return ids, mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from lit_align.errors import UserError
 from lit_align.rollout.cache import cache_obstacle, reserved_cache
-from lit_align.rollout.decoding import CausalForward, Decoding
+from lit_align.rollout.decoding import Decoding
 from lit_align.rollout.engine import Response, RolloutConfig, RolloutEngine, check_request
 from lit_align.rollout.generate import generate_tokens
 from lit_align.rollout.mode import rollout_mode
+from lit_align.rollout.rows import CausalForward, NotCachedError
 
 log = logging.getLogger(__name__)
 
 COMPACT_BELOW = 0.75
-"""Finished rows are dropped when no more than this share of the batch is alive: dropping copies the cache."""
+"""Finished rows leave when no more than this share of the batch is alive: that copies the cache."""
 
 LOOK_EVERY = 8
 """Tokens between two counts of the rows alive, on devices where counting waits for all that was queued."""
@@ -30,9 +32,10 @@ class NativeEngine(RolloutEngine):
     """Samples with the policy's own weights, in its own process.
 
     Each prompt is run once, and its keys and values are handed to its K responses; after that a token costs one forward pass,
-    one draw and a few small tensor operations. Rows that have met a stop token leave the batch. A model whose state is not a
-    plain cache of keys and values (recurrent, hybrid, a sliding window that would slide) is sampled by its own `generate`
-    instead, and the log says so.
+    one draw and a few small tensor operations. Rows that have met a stop token leave the batch, and where there are more
+    responses to sample than `max_rows`, the next prompts take their places. A model whose state is not a plain cache of keys
+    and values (recurrent, hybrid, a sliding window that would slide) is sampled by its own `generate` instead, and the log
+    says so.
 
     Numbers come from the global random generator of the model's device, so that sampling resumes bit for bit where the
     generator's state is restored. Which text a prompt gets depends on the batch it is in; its distribution does not.
@@ -59,38 +62,38 @@ class NativeEngine(RolloutEngine):
             UserError: A prompt and `max_new_tokens` together are longer than the model's positions.
         """
         check_request(prompts, k)
-        # Prompts of about one length go together: there is less padding, and less to attend to.
+        if not prompts:
+            return []
+        # Prompts of about one length together: there is less padding, and less to attend to.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        size = max(1, self.config.max_rows // k)
-        sampled: dict[int, list[Response]] = {}
         with rollout_mode(self.model):
-            for start in range(0, len(order), size):
-                chosen = order[start : start + size]
-                responses = self._responses(self._tokens([prompts[i] for i in chosen], k))
-                sampled |= {i: responses[n * k : (n + 1) * k] for n, i in enumerate(chosen)}
-        return [sampled[i] for i in range(len(prompts))]
+            responses = self._responses(self._tokens([prompts[i] for i in order], k))
+        place = {i: n for n, i in enumerate(order)}
+        return [responses[place[i] * k : (place[i] + 1) * k] for i in range(len(prompts))]
 
     def _tokens(self, prompts: list[Sequence[int]], k: int) -> Tensor:
         """Sampled tokens of prompts in order of length, `(R * k, max_new_tokens)`."""
-        longest = len(prompts[-1])
+        config, longest = self.config, len(prompts[-1])
         self._check_positions(longest)
-        obstacle = self._obstacle(longest + self.config.max_new_tokens)
+        obstacle = self._obstacle(longest + config.max_new_tokens)
         if not obstacle:
-            cache = reserved_cache(self._text_config, self.config.max_new_tokens)
-            decoding = Decoding(self._forward, cache, prompts, k, self.config.max_new_tokens)
-            if decoding.is_cached:
-                look_every = 1 if decoding.slot.device.type == "cpu" else LOOK_EVERY
-                return decoding.run(self.config.sampling, self.stop_ids, look_every, COMPACT_BELOW)
-            obstacle = "it did not fill a cache of keys and values"
+            new_cache = partial(reserved_cache, self._text_config, config.max_new_tokens)
+            try:
+                decoding = Decoding(self._forward, new_cache, prompts, k, config.max_new_tokens, config.max_rows)
+            except NotCachedError:
+                obstacle = "it did not fill a cache of keys and values"
+            else:
+                look_every = 1 if next(self.model.parameters()).device.type == "cpu" else LOOK_EVERY
+                return decoding.run(config.sampling, self.stop_ids, look_every, COMPACT_BELOW)
         if obstacle not in self._said:
             self._said.add(obstacle)
             log.warning("%s is sampled by its own generate, which is slower: %s.", type(self.model).__name__, obstacle)
+        size = max(1, config.max_rows // k)
         return torch.cat(
             [
-                generate_tokens(
-                    self.model, list(same), k, self.config.max_new_tokens, self.config.sampling, self.stop_ids
-                )
+                generate_tokens(self.model, alike, k, config.max_new_tokens, config.sampling, self.stop_ids)
                 for _, same in itertools.groupby(prompts, key=len)
+                for alike in _cut(list(same), size)
             ]
         )
 
@@ -117,3 +120,7 @@ class NativeEngine(RolloutEngine):
         lengths = torch.where(finished, is_stop.int().argmax(dim=1) + 1, tokens.shape[1])
         rows = zip(tokens.tolist(), lengths.tolist(), finished.tolist(), strict=True)
         return [Response(ids[:length], "eos" if eos else "length") for ids, length, eos in rows]
+
+
+def _cut(prompts: list[Sequence[int]], size: int) -> list[list[Sequence[int]]]:
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]

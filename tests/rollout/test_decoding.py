@@ -8,7 +8,7 @@ import torch
 
 from lit_align.models.sampling import Sampling
 from lit_align.rollout import NativeEngine, RolloutConfig
-from lit_align.rollout.decoding import draw, left_padded
+from lit_align.rollout.decoding import alike, draw
 
 STOP = 0
 N = 10_000
@@ -160,7 +160,18 @@ def test_draw_reaches_a_probability_that_float32_cannot_add(monkeypatch):
     assert draw(logits).tolist() == [2]
 
 
-def test_padding_stands_on_the_left():
-    ids, mask = left_padded([[7], [5, 6, 4]], torch.device("cpu"))
-    assert ids.tolist() == [[0, 0, 7], [5, 6, 4]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+def test_responses_of_prompts_that_waited_have_their_exact_probabilities(tiny):
+    """Each prompt a thousand times, at most 60 rows at once: nearly all of them join rows that are on their way."""
+    model, sampling = tiny("llama", vocabulary=5, scale=SCALE), Sampling(temperature=0.9)
+    exact = [exact_probabilities(model, prompt, sampling, 3) for prompt in PROMPTS]
+    torch.manual_seed(12)
+    responses = NativeEngine(model, RolloutConfig(3, sampling, max_rows=60), (STOP,)).sample(PROMPTS * 1000, 2)
+    for n, probabilities in enumerate(exact):
+        counts = count(r.ids for group in responses[n :: len(PROMPTS)] for r in group)
+        assert chi_square(counts, probabilities) < 4
+
+
+def test_prompts_are_cut_where_they_grow_much_longer():
+    lengths = [1, 5, 65, 66, 132, 133, 300]
+    cuts = [[len(prompt) for prompt in prompts] for prompts in alike([[7] * n for n in lengths])]
+    assert cuts == [[1, 5, 65], [66, 132], [133], [300]]
