@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,6 +64,8 @@ class FSDP2(ModelParallelStrategy):
             raise UserError(
                 f"{type(module).__name__} does not say how it is sharded: derive from AlignmentModule, or use DDP."
             )
+        # torch 2.13 warns of writing in place to what a sharded model returns, and nobody does (2026-11).
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
         shard(**self._options())
         super().setup(trainer)
 

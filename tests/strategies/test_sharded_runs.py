@@ -22,7 +22,7 @@ from lit_align.losses.spa import SelfRefinement
 from lit_align.methods import DPO, KTO, PPO, RRHF, SFT, SPA, OnlineDPO, RewardModel, Schedule
 from lit_align.methods.rrhf import Candidates
 from lit_align.methods.spa_stages import SeedPairs
-from lit_align.models import ModelConfig
+from lit_align.models import LoRAConfig, ModelConfig
 from lit_align.rollout import Response, RolloutConfig, RolloutEngine
 from lit_align.runtime import FSDP2
 
@@ -64,6 +64,14 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 def build(name: str, policy: ModelConfig, batch: int) -> LightningModule:
     gold, reward = MiniInstructGold(), ModelConfig(str(Path(policy.path).parent / "reward"))
     common: dict[str, Any] = {"policy": policy, "optimizer": sgd, "lr_scheduler": Schedule()}
+
+    def seeded() -> LightningModule:
+        seed = SeedPairs(PreferenceData("mini_instruct", max_rows=ROWS, batch_size=batch), 1)
+        refinement = SelfRefinement(lambdas=(0.5,), warmup=0.0)
+        return scripted(SPA)(
+            prompts_per_round=[4], seed=seed, refinement=refinement, keep_rounds=False, rollout=ROLLOUT, **common
+        )
+
     builds: dict[str, Callable[[], LightningModule]] = {
         "sft": lambda: SFT(**common),
         "reward": lambda: RewardModel(**common),
@@ -80,10 +88,7 @@ def build(name: str, policy: ModelConfig, batch: int) -> LightningModule:
             prompts_per_round=[4, 4], judge=FirstWins(), keep_rounds=False, rollout=ROLLOUT,
             refinement=SelfRefinement(lambdas=(0.5, 0.25), warmup=0.0), **common,
         ),
-        "spa_seed": lambda: scripted(SPA)(
-            prompts_per_round=[4], seed=SeedPairs(PreferenceData("mini_instruct", max_rows=ROWS, batch_size=batch), 1),
-            keep_rounds=False, rollout=ROLLOUT, refinement=SelfRefinement(lambdas=(0.5,), warmup=0.0), **common,
-        ),
+        "spa_seed": seeded, "spa_lora": seeded,
     }  # fmt: skip
     return builds[name]()
 
@@ -113,7 +118,10 @@ def run(name: str, start: Path, folder: Path, batch_size: int, **settings: Any) 
     """Two epochs of one step each, after which all that is left is on this rank, whole."""
     seed_everything(4, verbose=False)
     # Computing activations anew changes no number.
-    policy = ModelConfig(str(start), activation_checkpointing=name == "sft" and "strategy" in settings)
+    policy = ModelConfig(
+        str(start), activation_checkpointing=name == "sft" and "strategy" in settings,
+        lora=LoRAConfig(rank=2) if name == "spa_lora" else None,
+    )  # fmt: skip
     is_spa = name.startswith("spa")
     module = build(name, policy, batch_size)
     rows = {"train": "mini_instruct", "max_rows": ROWS}
@@ -137,6 +145,8 @@ def run(name: str, start: Path, folder: Path, batch_size: int, **settings: Any) 
     if module._reference is not None:
         reference = list(module._reference.model.parameters())
         assert all(isinstance(p, DTensor) for p in reference) == isinstance(settings.get("strategy"), FSDP2)
+    # Where weights are not sharded, adapters share those below, which have no gradient.
+    parameters = [p for p in parameters if p.requires_grad or policy.lora is None]
     return {"parameters": whole(parameters), "gradients": trace.gradients, "metrics": trace.steps}
 
 
@@ -179,7 +189,20 @@ def test_sharded_dpo_is_dpo(start, tmp_path, on_two_ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_equal_one(strategy, start, tmp_path, on_two_ranks):
-    names = ["sft", "reward", "ppo", "ppo_critic", "rrhf", "rrhf_online", "spa", "spa_seed", "dpo", "kto", "online_dpo"]
+    names = [
+        "sft",
+        "reward",
+        "ppo",
+        "ppo_critic",
+        "rrhf",
+        "rrhf_online",
+        "spa",
+        "spa_seed",
+        "spa_lora",
+        "dpo",
+        "kto",
+        "online_dpo",
+    ]
     assert_two_ranks_equal_one(names, strategy, start, tmp_path, on_two_ranks)
 
 
