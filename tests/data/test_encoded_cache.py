@@ -99,6 +99,17 @@ def test_a_second_start_has_the_same_rows_and_encodes_none(start, write_jsonl, e
     assert len(kept(tmp_path)) == 1
 
 
+def test_any_number_of_threads_encodes_the_same(start, write_jsonl, chat_tokenizer, monkeypatch: pytest.MonkeyPatch):
+    turns = [{"role": "user", "content": "hello there\n\n"}]
+    rows = write_jsonl([{"prompt": turns, "chosen": "hello " * n, "rejected": "there" * n} for n in range(1, 60)])
+    encoded = {}
+    for parallel in ("true", "false"):
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallel)
+        data = start(rows, tokenizer=chat_tokenizer, cache=None, max_length=500, on_bad_row="raise")
+        encoded[parallel] = all_rows(data)
+    assert encoded["true"] == encoded["false"]
+
+
 def test_scores_labels_margins_and_weights_come_back(start, write_jsonl, word_tokenizer, tmp_path: Path):
     rows = write_jsonl([{"prompt": "a", "response": "b c d", "edited": "b x d"}, {"prompt": "e", "completion": "f"}])
     first = start(rows, SFTData, unchanged_weight=0.25)
