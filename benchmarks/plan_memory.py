@@ -21,6 +21,7 @@ WORDS = ["tell", "me", "about", "cats", "dogs", "birds", "fish", "please"]
 VOCABULARY, PROMPT, LENGTH, BATCH = 8000, 16, 192, 4
 SIZES = {
     "none": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+    "3M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6},
     "10M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 7},
     "30M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 7},
     "80M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10},
