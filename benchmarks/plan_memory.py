@@ -75,6 +75,7 @@ CASES = {
     }, {}),
     "DPO, shared": Case("DPO", {}, SHARED),
     "RRHF, shared": Case("RRHF", {}, SHARED),
+    "PPO, entropy": Case("PPO", PPO | {"entropy_coef": 0.01}, {}),
     "PPO, shared": Case("PPO", PPO | {"layout": "shared"}, {}),
     "SFT, bf16-mixed": Case("SFT", {}, HALF),
     "DPO, bf16-mixed": Case("DPO", {}, HALF),

@@ -45,7 +45,7 @@ class GroupDataModule(LightningDataModule, ABC):
             saved, a hub name, or an embedded task, `mini_instruct` or `mini_assistant`; a split as in `name:train`, a
             configuration of the hub as in `name@configuration:train`. Several, as a list, are read one after the other.
         val: Rows to validate on.
-        batch_size: Prompts in a batch, on each device.
+        batch_size: Prompts in a batch, on each device; 8 if neither this nor `tokens_per_batch` is given.
         val_batch_size: The same for validation. `batch_size` (or `tokens_per_batch`) if not given.
         tokens_per_batch: Fills each batch with prompts up to so many tokens on each device, padding included, in place of
             `batch_size`: steps then cost about the same, on every rank.
@@ -77,7 +77,7 @@ class GroupDataModule(LightningDataModule, ABC):
         self,
         train: str | list[str],
         val: str | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         val_batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         seed: int = 0,
@@ -99,7 +99,7 @@ class GroupDataModule(LightningDataModule, ABC):
             raise UserError("val_batch_size has no effect without val: name rows to validate on, or leave it out.")
         if layout == "padded" and tokens_per_row is not None:
             raise UserError("tokens_per_row has no effect with layout: padded: set layout: shared, or leave it out.")
-        if tokens_per_batch is not None and batch_size != BATCH_SIZE:
+        if tokens_per_batch is not None and batch_size is not None:
             raise UserError("batch_size has no effect beside tokens_per_batch: give one of them.")
         check_sizes(
             batch_size=batch_size,
@@ -116,7 +116,7 @@ class GroupDataModule(LightningDataModule, ABC):
             check_streaming(too_long, tokens_per_batch, cache)
         self.streaming = streaming
         self.cache = cache
-        self.batch_size = batch_size
+        self.batch_size = batch_size or BATCH_SIZE
         self.val_batch_size = val_batch_size
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed

@@ -31,6 +31,7 @@ from lit_align.models import (
     response_values,
     save_model,
     save_value_head,
+    token_logps,
     token_stats,
     value_head,
 )
@@ -249,7 +250,7 @@ class PPO(AlignmentModule):
                 hidden = response_hidden(self.policy, batch)
                 # Without groups it is a filler: every rank runs every model equally often, and a filler's tokens are no part.
                 kept = len(batch.targets) if len(part) else 0
-                logps.append(token_stats(self.policy, hidden, batch.targets, self.rollout.sampling).logps[:kept].cpu())
+                logps.append(token_logps(self.policy, hidden, batch.targets, self.rollout.sampling)[:kept].cpu())
                 ref_logps.append(self.reference_logps(batch)[:kept].cpu())
                 if self.advantage.needs_critic:
                     values.append(self._values(hidden, batch)[:kept].cpu())
@@ -316,7 +317,9 @@ class PPO(AlignmentModule):
         """One loss a response token: the policy's, the critic's, the entropy bonus and, for GRPO, the KL."""
         groups, known = batch.batch, batch.tokens
         hidden = response_hidden(self.policy, groups)
-        logps, entropy = token_stats(self.policy, hidden, groups.targets, self.rollout.sampling)
+        logps, entropy = token_stats(
+            self.policy, hidden, groups.targets, self.rollout.sampling, entropy_is_trained=self.entropy_coef != 0
+        )
         policy = self.loss(logps, known["logps"], known["advantages"], groups.response_index)
         losses = policy.losses - self.entropy_coef * entropy
         metrics = {

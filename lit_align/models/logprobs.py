@@ -53,9 +53,12 @@ def token_logps(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling)
     return torch.cat(inside(model, _in_chunks, _logps, _unwrap(model), hidden, targets, sampling))
 
 
-def token_stats(model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
-    """As `token_logps`, with the entropy from the same logits."""
-    chunks = inside(model, _in_chunks, _stats, _unwrap(model), hidden, targets, sampling)
+def token_stats(
+    model: Any, hidden: Tensor, targets: Tensor, sampling: Sampling, *, entropy_is_trained: bool = False
+) -> TokenStats:
+    """As `token_logps`, with the entropy from the same logits, which has a gradient where it `entropy_is_trained`."""
+    compute = _stats_with_gradient if entropy_is_trained else _stats
+    chunks = inside(model, _in_chunks, compute, _unwrap(model), hidden, targets, sampling)
     logps, entropies = zip(*chunks, strict=True)
     return TokenStats(torch.cat(logps), torch.cat(entropies))
 
@@ -157,9 +160,20 @@ def _logps(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> 
 
 def _stats(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
     every = _log_probabilities(causal, hidden, targets, sampling)
-    # A token that may not be drawn has log-probability minus infinity, and 0 * -inf is not 0.
-    entropy = -(every.exp() * every.masked_fill(every.isinf(), 0)).sum(-1)
+    with torch.no_grad():
+        entropy = _entropy(every)
     return TokenStats(every.gather(-1, targets[:, None]).squeeze(-1), entropy)
+
+
+def _stats_with_gradient(causal: Any, hidden: Tensor, targets: Tensor, sampling: Sampling) -> TokenStats:
+    every = _log_probabilities(causal, hidden, targets, sampling)
+    return TokenStats(every.gather(-1, targets[:, None]).squeeze(-1), _entropy(every))
+
+
+def _entropy(log_probabilities: Tensor) -> Tensor:
+    # A token that may not be drawn has log-probability minus infinity, and 0 * -inf is not 0.
+    finite = log_probabilities.masked_fill(log_probabilities.isinf(), 0)
+    return -(log_probabilities.exp() * finite).sum(-1)
 
 
 def _unwrap(model: Any) -> Any:

@@ -29,8 +29,11 @@ class Logits(NamedTuple):
 LOGPS = Logits(forward=2, kept=1, backward=3)
 """`response_logps`: logits and their log-softmax, which is kept; backward its gradient in and out besides."""
 
-STATS = Logits(forward=4.25, kept=3.25, backward=6.25)
-"""`token_stats`: the entropy keeps log-probabilities twice, probabilities, and a byte for each of where one is infinite."""
+STATS = Logits(forward=4, kept=1, backward=3)
+"""`token_stats`, whose entropy is made of log-probabilities, those that are finite, probabilities, and a product."""
+
+TRAINED_ENTROPY = Logits(forward=4.25, kept=3.25, backward=6.25)
+"""The same where the entropy has a gradient: all are kept but the product, with a byte each for where one is infinite."""
 
 NO_LOGITS = Logits(forward=0, kept=0, backward=0)
 """A reward model has none."""

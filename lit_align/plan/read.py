@@ -19,7 +19,7 @@ from lit_align.errors import UserError
 from lit_align.models import LoRAConfig, ModelConfig
 from lit_align.models.load import pretrained_config
 from lit_align.nearest import near_file
-from lit_align.plan.memory import LAST_ROUND, LOGPS, NO_LOGITS, STATS, Held, Work
+from lit_align.plan.memory import LAST_ROUND, LOGPS, NO_LOGITS, STATS, TRAINED_ENTROPY, Held, Logits, Work
 from lit_align.plan.shapes import Shape, shape_of
 from lit_align.plan.sizes import sizes
 
@@ -107,7 +107,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
     work = Work(
         **sizes(method, config, remarks)._asdict(),
         held=_models(method, args, str(trainer["precision"]), sharded, trainer["callbacks"], remarks),
-        logits={"RewardModel": NO_LOGITS, "PPO": STATS}.get(method, LOGPS),
+        logits=_logits(method, args),
         # KTO runs the policy on mismatched pairs, too, and whatever its reference is.
         runs_frozen=method in ("KTO", "SPA") or (method == "DPO" and bool(_references(method, args))),
         extrapolates=method == "SPA" and args["refinement"] is not None,
@@ -121,6 +121,12 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         buckets="ddp" in name and not settings.get("gradient_as_bucket_view"),
     )
     return Plan(method, work, devices, remarks)
+
+
+def _logits(method: str, args: Mapping[str, Any]) -> Logits:
+    if method == "PPO":
+        return TRAINED_ENTROPY if args["entropy_coef"] else STATS
+    return NO_LOGITS if method == "RewardModel" else LOGPS
 
 
 def _strategy(given: Any, devices: int) -> tuple[str, Mapping[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lit_align.data.base import BATCH_SIZE
+
 RESPONSES = {"SFTData": 1, "LabelData": 1, "PreferenceData": 2, "RankingData": 4}
 """Responses to a prompt; where rows may have any number, as many as those of UltraFeedback have."""
 
@@ -31,7 +33,7 @@ def sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
     """
     args, data = config["model"]["init_args"], config["data"]["init_args"]
     source: Mapping[str, Any] = args.get("candidates") or args
-    batch, rollout = int(data["batch_size"]), source.get("rollout")
+    batch, rollout = int(data["batch_size"] or BATCH_SIZE), source.get("rollout")
     on_cpu = config["trainer"]["accelerator"] == "cpu"
     if rollout is None:
         kind = str(config["data"]["class_path"]).rpartition(".")[2]
@@ -39,6 +41,8 @@ def sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
         if kind not in ("SFTData", "LabelData", "PreferenceData"):
             remarks.append(f"Each prompt of {kind} is taken to have {responses} responses.")
         columns = int(data["max_length"])
+        if data.get("tokens_per_batch") is not None:
+            batch = max(1, int(data["tokens_per_batch"]) // (responses * columns))
         return Sizes(responses * batch, columns, mask=_mask(data, batch, responses, columns, columns, on_cpu))
     responses = 2 if method == "SPA" else int(source["responses_per_prompt"])
     new, prompt = int(rollout["max_new_tokens"]), int(data["max_prompt_length"])
@@ -59,10 +63,10 @@ def sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
     )
     if method == "PPO" and args["ptx"] is not None:
         text = args["ptx"]["data"]["init_args"]
-        found = found._replace(text=int(text["batch_size"]) * int(text["max_length"]))
+        found = found._replace(text=int(text["batch_size"] or BATCH_SIZE) * int(text["max_length"]))
     if method == "SPA" and args["seed"] is not None:
         seed = args["seed"]["data"]["init_args"]
-        rows, width = 2 * int(seed["batch_size"]), int(seed["max_length"])
+        rows, width = 2 * int(seed["batch_size"] or BATCH_SIZE), int(seed["max_length"])
         if rows * width > found.rows * found.columns:
             found = found._replace(rows=rows, columns=width, targets=None)
     return found

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from lit_align.data.collate import padded
 from lit_align.errors import UserError
-from lit_align.models import Sampling, logprobs, response_logps, response_rewards
+from lit_align.models import Sampling, logprobs, response_hidden, response_logps, response_rewards, token_stats
 
 
 def by_hand(model, groups, temperature=1.0):
@@ -106,3 +106,44 @@ def test_rewards_equal_the_exported_class(architecture, random_groups):
     sequences = [[*group.prompt, *response] for group in groups for response in group.responses]
     expected = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences])
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_the_entropy_is_that_of_the_full_distribution_and_so_is_its_gradient(model, random_groups, monkeypatch, chunk):
+    groups = random_groups([2, 3])
+    batch = padded(groups, pad_id=0)
+    if chunk is not None:
+        monkeypatch.setattr(logprobs, "MAX_LOGITS", chunk * model.config.vocab_size)
+    stats = token_stats(model, response_hidden(model, batch), batch.targets, Sampling(), entropy_is_trained=True)
+    stats.entropy.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+
+    by_hand = []
+    for group in groups:
+        for response in group.responses:
+            ids = torch.tensor([[*group.prompt, *response]])
+            logits = model(input_ids=ids).logits[0, len(group.prompt) - 1 : -1].double()
+            by_hand.append(torch.distributions.Categorical(logits=logits).entropy())
+    expected = torch.cat(by_hand)
+    torch.testing.assert_close(stats.entropy.double(), expected, atol=1e-5, rtol=0)
+    model.zero_grad()
+    expected.square().sum().backward()
+    for actual, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(actual, parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_an_entropy_that_is_only_watched_has_no_gradient_and_changes_none(model, random_groups):
+    batch = padded(random_groups([2, 3]), pad_id=0)
+    sampling = Sampling(top_k=5)
+    gradients = []
+    for stats in (
+        token_stats(model, response_hidden(model, batch), batch.targets, sampling),
+        token_stats(model, response_hidden(model, batch), batch.targets, sampling, entropy_is_trained=True),
+    ):
+        model.zero_grad()
+        (stats.logps.square().sum() - 0.0 * stats.entropy.sum()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        assert torch.isfinite(stats.entropy).all()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    watched = token_stats(model, response_hidden(model, batch), batch.targets, sampling)
+    assert not watched.entropy.requires_grad

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lit_align.plan.advice import advice
-from lit_align.plan.memory import NO_LOGITS, STATS, Held, Work, moments, peak
+from lit_align.plan.memory import NO_LOGITS, TRAINED_ENTROPY, Held, Work, moments, peak
 from lit_align.plan.shapes import Shape
 
 SHAPE = Shape(
@@ -64,7 +64,7 @@ def test_forward_passes_between_the_policys_and_the_backward_pass():
 
 def test_a_critic_runs_after_the_policy_and_learns_before_it():
     critic = Held("critic", SHAPE, width=4, trained=True, is_reward=True)
-    found = parts_of(replace(WORK, held=[POLICY, critic], logits=STATS))
+    found = parts_of(replace(WORK, held=[POLICY, critic], logits=TRAINED_ENTROPY))
     logits = 4 * 10 * 10
     # Without the head of 80 weights, with one of width 8.
     assert found["optimiser step"]["weights of the critic"] == 4 * (1000 - 80 + 8)

@@ -30,6 +30,14 @@ def test_rows_that_bring_responses(data_class: str, rows: int):
     assert found == Sizes(rows, 50)
 
 
+def test_a_budget_of_tokens_is_divided_by_the_longest_rows():
+    data = {"batch_size": None, "max_length": 50, "tokens_per_batch": 470}
+    # A prompt has two rows of 50 tokens, so that four prompts go into 470.
+    assert sizes_of("DPO", "PreferenceData", {}, data) == Sizes(8, 50)
+    assert sizes_of("SFT", "SFTData", {}, data | {"tokens_per_batch": None}) == Sizes(8, 50)
+    assert sizes_of("SFT", "SFTData", {}, data) == Sizes(9, 50)
+
+
 def test_a_number_of_responses_that_is_assumed_is_said():
     remarks: list[str] = []
     config = {
