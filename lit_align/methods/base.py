@@ -38,7 +38,7 @@ from lit_align.models import (
 )
 from lit_align.runtime import default_callbacks, refuse_other_sharding
 from lit_align.runtime.bad_batch import StepRecord
-from lit_align.runtime.precision import warn_of_slow_bf16
+from lit_align.runtime.precision import warn_of_lost_updates, warn_of_slow_bf16
 
 
 class StepOutput(NamedTuple):
@@ -172,6 +172,7 @@ class AlignmentModule(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Brings the reference into the run's precision; reads or makes what a `CachedReference` knows of the rows."""
         warn_of_slow_bf16(self.trainer)
+        warn_of_lost_updates(self.trainer)
         self._convert_reference()
         if isinstance(self._reference_config, MovingReference):
             # Lightning warns of modules in eval mode, and `reference_model` puts this one there whenever it is used.

@@ -1,4 +1,4 @@
-"""Whether a device is as quick in bfloat16 as whoever sets `precision: bf16-mixed` expects."""
+"""What bfloat16 costs a run that whoever set it may not expect."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def warn_of_slow_bf16(trainer: Trainer) -> None:
             f"Products of matrices take {times:.1f} times as long in bfloat16 as in float32 on this device ({device.type}), so "
             f"trainer.precision: {precision} slows the run down: set it to 32-true.{saved}"
         )
+
+
+def warn_of_lost_updates(trainer: Trainer) -> None:
+    """Warns where weights in bfloat16 are trained by an optimiser that forgets what rounding takes from its updates.
+
+    Those of `torch.optim` do. What it costs is measured in docs/performance.md.
+    """
+    for optimizer in trainer.optimizers:
+        trained = (weight for group in optimizer.param_groups for weight in group["params"])
+        if type(optimizer).__module__.startswith("torch.optim") and any(w.dtype == torch.bfloat16 for w in trained):
+            rank_zero_warn(
+                f"The trained weights are in bfloat16, and {type(optimizer).__name__} loses every update that is smaller than "
+                "a 256th part of a weight: at the learning rates of alignment that is most of them. Keep the weights in "
+                "float32 (trainer.precision: bf16-mixed, policy.dtype: float32), or take an optimizer with Kahan summation, "
+                "such as optimi.AdamW of the package torch-optimi with kahan_sum: true."
+            )
 
 
 def bf16_over_float32(device: torch.device) -> float:

@@ -10,6 +10,8 @@ from lit_align.methods import SFT, RewardModel
 from lit_align.methods.base import StepOutput
 from lit_align.models import ModelConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:The trained weights are in bfloat16")
+
 TINY = LlamaConfig(
     vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_labels=1,
     pad_token_id=0, eos_token_id=1,

@@ -88,6 +88,7 @@ def test_later_epochs_are_the_same_up_to_rounding(name, start, tmp_path):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The trained weights are in bfloat16")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
 @pytest.mark.parametrize("kind", ["frozen", "cached"])
