@@ -13,6 +13,7 @@ def data(
     columns: dict[str, str] | None = None,
     max_rows: int | None = None,
     show: int = 3,
+    chat_template: str | None = None,
 ) -> None:
     """Show what a data set holds, and what training would make of it.
 
@@ -27,6 +28,7 @@ def data(
         columns: Names for rows whose columns go by others, as in a DataModule.
         max_rows: Looks at the first so many rows only.
         show: How many rows to print.
+        chat_template: A Jinja file that replaces the tokenizer's chat template, as in `model.policy`.
     """
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
@@ -41,8 +43,11 @@ def data(
         raise UserError(f"{rows} is drawn when training starts, and no file: there is nothing to look into.")
     if tokenizer is None and (max_length is not None or max_prompt_length is not None):
         raise UserError("max_length and max_prompt_length count tokens: name a --tokenizer, or leave them out.")
+    if tokenizer is None and chat_template is not None:
+        raise UserError("chat_template is a tokenizer's: name a --tokenizer, or leave it out.")
     disable_progress_bar()
-    loaded = None if tokenizer is None else load_tokenizer(ModelConfig(path=tokenizer, init="random"))
+    settings = None if tokenizer is None else ModelConfig(path=tokenizer, init="random", chat_template=chat_template)
+    loaded = None if settings is None else load_tokenizer(settings)
     lengths = Lengths(max_length or 1024, max_prompt_length)
     console = Console(highlight=False)
     with console.status(f"reading {rows}"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lit_align.data.row_reader import Cell, RowError
+from lit_align.data.row_reader import Cell, RowError, describe
 from lit_align.errors import UserError
 
 
@@ -159,7 +159,7 @@ def _json(path: Path) -> Rows:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no valid JSON: {error}. A file with one object a line must end in .jsonl.") from error
     if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a list of rows.")
+        raise UserError(f"{path}: expected a list of rows, found {describe(rows)}.")
     for place, row in enumerate(rows):
         yield Source(str(path), place + 1, place), row
 

@@ -70,8 +70,8 @@ class PreferenceData(GroupDataModule):
         """The row, if it has two responses and one is preferred."""
         if len(group.responses) != 2 or group.scores is None:
             raise RowError(
-                f"{group.source}: PreferenceData takes pairs with a preference, and this row has "
-                f"{len(group.responses)} response(s){'' if group.scores else ' and no scores'}. RankingData takes any number."
+                f"{group.source}: PreferenceData takes pairs with a preference, and this row has {_found(group)}."
+                f"{' RankingData takes any number.' if group.scores else ' LabelData takes it.' if group.labels else ''}"
             )
         return None if group.scores[0] == group.scores[1] else group
 
@@ -86,7 +86,7 @@ class RankingData(GroupDataModule):
         if len(group.responses) < 2 or group.scores is None:
             raise RowError(
                 f"{group.source}: RankingData takes two responses or more with scores or ranks, and this row has "
-                f"{len(group.responses)} response(s){'' if group.scores else ' and no scores'}."
+                f"{_found(group)}."
             )
         return None if len(set(group.scores)) == 1 else group
 
@@ -108,7 +108,7 @@ class LabelData(GroupDataModule):
         if len(group.responses) != 2 or group.scores is None:
             raise RowError(
                 f"{group.source}: LabelData takes responses with a label, or pairs with a preference, and this row has "
-                f"{len(group.responses)} response(s) without a label."
+                f"{_found(group)}."
             )
         first, second = group.scores
         if first == second:
@@ -117,3 +117,11 @@ class LabelData(GroupDataModule):
 
     def _collate(self, split: str) -> Callable[[list[TokenGroup]], Any]:
         return CollateMismatched(self._encoded[split], super()._collate(split))
+
+
+def _found(group: Group) -> str:
+    """What a row has, for the message of a DataModule that does not take it."""
+    known = "neither scores nor a label" if group.scores is None else "scores"
+    if group.labels is not None:
+        known = "a label"
+    return f"{len(group.responses)} response{'' if len(group.responses) == 1 else 's'} with {known}"

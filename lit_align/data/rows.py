@@ -182,4 +182,4 @@ def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor a folder {str(path.parent)!r})"
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    return f"; did you mean {str(path.parent / near[0])!r}?" if near else f" (the folder has {listing(path.parent)})"
+    return f" (did you mean {str(path.parent / near[0])!r}?)" if near else f" (the folder has {listing(path.parent)})"

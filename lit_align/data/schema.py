@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -204,11 +205,16 @@ def find_schema(row: object, source: str, columns: Mapping[str, str] | None = No
             columns do not exist.
 
     Raises:
-        RowError: The columns fit no schema.
+        RowError: The columns fit no schema, or `columns` names one that no schema has.
     """
     if not isinstance(row, Mapping):
         raise RowError(f"{source}: expected an object with columns, found {describe(row)}.")
     if columns is not None:
+        known_names = {name for schema in SCHEMAS for name in (*schema.required, *schema.optional)}
+        if unknown := [name for name in columns if name not in known_names]:
+            near = difflib.get_close_matches(unknown[0], known_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ". A map is from our names to the row's."
+            raise RowError(f"{source}: data.columns says what {unknown[0]!r} is, which no kind of row has{hint}")
         if missing := [name for name in columns.values() if name not in row]:
             raise RowError(f"{source}: data.columns names {missing[0]!r}, the row has {', '.join(row)}.")
         row = {ours: row[theirs] for ours, theirs in columns.items()}

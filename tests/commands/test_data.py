@@ -143,12 +143,31 @@ def test_without_a_tokenizer_lengths_are_characters(tmp_path: Path, capsys: pyte
     assert "SFTData (1 row), PromptData (1 different prompt)" in shown
 
 
+def test_a_chat_template_of_ones_own(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = _file(tmp_path, [{"messages": chat}])
+    with pytest.raises(UserError, match=r"row 1 is a chat, and the tokenizer .* has no chat template"):
+        data(rows, tokenizer)
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for turn in messages %} {{ turn.role[0] }} {{ turn.content }}{% endfor %}{{ ' a' if add_generation_prompt }}"
+    )
+    capsys.readouterr()
+    data(rows, tokenizer, chat_template=str(template))
+    assert capsys.readouterr().out.endswith("row 1\nu a a\n-- response 1, 2 tokens\nb <eos>\n")
+
+
 def test_columns_by_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _file(tmp_path, [{"question": "q", "answer": "a"}])
     data(path, columns={"prompt": "question", "completion": "answer"})
     assert "1 of the kind completion: prompt + completion" in capsys.readouterr().out
     data(path, columns={"prompt": "question"})
     assert "1 of the kind prompt alone: prompt" in capsys.readouterr().out
+
+
+def test_a_chat_template_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="chat_template is a tokenizer's: name a --tokenizer"):
+        data(_file(tmp_path, PAIRS), chat_template="chat.jinja")
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,6 +283,28 @@ def test_which_rows_each_kind_takes(
                 data.setup("fit")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("one", PreferenceData, r"and this row has 1 response with neither scores nor a label\.$"),
+        ("scored", PreferenceData, r"and this row has 3 responses with scores\. RankingData takes any number\.$"),
+        ("labelled", PreferenceData, r"and this row has 1 response with a label\. LabelData takes it\.$"),
+        ("labelled", RankingData, r"and this row has 1 response with a label\.$"),
+    ],
+)
+def test_a_row_of_another_kind_is_told_what_it_has(
+    name: str,
+    kind: type[GroupDataModule],
+    message: str,
+    write_jsonl: Callable[..., str],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_base, "load_tokenizer", lambda config: tokenizer)
+    with pytest.raises(UserError, match=message):
+        kind(write_jsonl([ROWS[name]]), tokenizer="words").setup("fit")
+
+
 def test_what_became_of_the_rows_is_logged(
     tmp_path: Path,
     write_jsonl: Callable[..., str],

@@ -61,7 +61,7 @@ def test_absolute_paths(written: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("row.jsonl", "There is no file 'row.jsonl'; did you mean 'rows.json"),
+        ("row.jsonl", r"There is no file 'row.jsonl' \(did you mean 'rows.jsonl?'\?\)\.$"),
         ("nowhere/rows.jsonl", "There is no file 'nowhere/rows.jsonl' .*nor a folder 'nowhere'"),
         ("./quite_else", "the folder has rows.json, rows.jsonl, rows.parquet, saved, splits"),
         ("splits", "'splits' has the splits train, test: name one, as in splits:train"),
@@ -75,7 +75,7 @@ def test_absolute_paths(written: Path) -> None:
         ("broken.csv", "broken.csv: no valid CSV in UTF-8: "),
         ("twice.csv", "twice.csv: two columns have the same name: prompt, prompt"),
         ("broken.json", "broken.json: no valid JSON"),
-        ("object.json", "object.json: expected a list"),
+        ("object.json", "object.json: expected a list of rows, found an object with nothing"),
         ("broken.parquet", "broken.parquet: no valid Parquet"),
     ],
 )

@@ -209,6 +209,12 @@ def test_a_column_map_names_columns_and_hides_the_others() -> None:
     assert group == Group("q", ("a",))
     with pytest.raises(RowError, match=r"data\.columns names 'solution', the row has question, answer"):
         read_group(row, "", {"prompt": "question", "completion": "solution"})
+    with pytest.raises(RowError, match=r"says what 'choosen' is, which no kind of row has; did you mean 'chosen'\?$"):
+        read_group(row, "", {"prompt": "question", "choosen": "chosen"})
+    with pytest.raises(
+        RowError, match=r"'question' is, which no kind of row has\. A map is from our names to the row's\.$"
+    ):
+        read_group(row, "", {"question": "prompt", "answer": "completion"})
 
 
 @pytest.mark.parametrize(
