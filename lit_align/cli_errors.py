@@ -25,6 +25,7 @@ from lit_align.nearest import (
     field_names,
     module_names,
     near_file,
+    near_name,
     shadowed,
     shown,
 )
@@ -106,6 +107,13 @@ def find_fault(message: str) -> Fault:
             rest = rest[match.end() :]
         if CHATTER.match(rest) or (NUMBER_OR.search(message) and "dot import path" in rest):
             continue
+        # Where several sets of choices are tried, the value stands below them all.
+        if (
+            "typing.Literal[" in rest
+            and "Got value" not in rest
+            and (given := re.search(r"Given value: (\S+)", message))
+        ):
+            rest = f"{rest}. Got value: {given[1]}"
         # A class of torch.optim is named behind the complaint and not before it.
         if match := re.search(r"\. Got value: Namespace\(class_path='([\w.]+)'", rest):
             class_path, rest = match[1], rest[: match.start()]
@@ -138,7 +146,7 @@ def unknown_option(fault: Fault, match: re.Match[str], parser: ArgumentParser) -
         return f"there is no option {word!r}{did_you_mean(word, names)}", word.rpartition(".")[2]
     if owner:
         return f"{owner} has no argument {head!r}{did_you_mean(head, field_names(fault.class_path, owner))}", head
-    names = [*argument_names(fault.class_path), "init_args"]
+    names = argument_names(fault.class_path) + (["init_args"] if near_name(head, ["init_args"]) else [])
     return f"{fault.class_name} has no argument {head!r}{did_you_mean(head, names)}", head
 
 
@@ -151,8 +159,11 @@ def near_option(name: str, parser: ArgumentParser) -> tuple[str, list[str]]:
 
 
 def unknown_class(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
-    """A short class name that no imported class has."""
-    return f"there is no class {match[1]!r}{did_you_mean(match[1], class_names(fault.key))}", match[1]
+    """A short class name that no imported class has, or none of the kind that the key takes."""
+    name = match[1]
+    wrong_kind = name in class_names("")
+    sentence = f"{name} is of another kind than what goes here" if wrong_kind else f"there is no class {name!r}"
+    return f"{sentence}{did_you_mean(name, class_names(fault.key, fault.class_path))}", name
 
 
 def unknown_attribute(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
@@ -209,7 +220,8 @@ def stray_argument(fault: Fault, match: re.Match[str], parser: ArgumentParser) -
 def wrong_choice(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:
     """A value that is none of the choices."""
     choices = re.findall(r"'([^']*)'", match[1])
-    return f"{match[2]!r} is not one of {', '.join(choices)}{did_you_mean(match[2], choices)}", match[2]
+    near = near_name(match[2], choices)
+    return f"{match[2]!r} is not one of {', '.join(choices)}{f'; did you mean {near!r}?' if near else ''}", match[2]
 
 
 def wrong_type(fault: Fault, match: re.Match[str], parser: ArgumentParser) -> tuple[str, str]:

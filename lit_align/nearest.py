@@ -18,12 +18,18 @@ HOME = Path(__file__).parents[1]
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A hint at the nearest name, or at all of them where they are few and none is near."""
+    """A hint at the nearest name, or at all of them where they are no more than two lines and none is near."""
     names = list(dict.fromkeys(names))
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    if near := near_name(word, names):
+        return f"; did you mean {near!r}?"
+    return f"; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}" if 0 < len(names) <= 24 else ""
+
+
+def near_name(word: str, names: Iterable[str]) -> str | None:
+    """The nearest name, whether or not its capitals are the word's; None where none is near."""
+    by_small = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=0.6)
+    return by_small[near[0]] if near else None
 
 
 def near_file(path: Path) -> str:
@@ -50,9 +56,19 @@ def argument_names(class_path: str) -> list[str]:
 
 def field_names(class_path: str, argument: str) -> list[str]:
     """The fields of the dataclass that a constructor argument takes; none where it takes something else."""
-    annotation = typing.get_type_hints(load(class_path).__init__).get(argument)
-    types = [part for part in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(part)]
+    types = [part for part in argument_types(class_path, argument) if dataclasses.is_dataclass(part)]
     return [field.name for field in dataclasses.fields(types[0])] if types else []
+
+
+def argument_types(class_path: str, argument: str) -> list[type]:
+    """The classes that a constructor argument takes, or that the functions it takes return; none where it is not annotated."""
+    waiting, found = [typing.get_type_hints(load(class_path).__init__).get(argument)], []
+    while waiting:
+        part = waiting.pop(0)
+        waiting += typing.get_args(part)
+        if inspect.isclass(part) and part is not type(None):
+            found.append(part)
+    return found
 
 
 def load(class_path: str) -> Any:
@@ -73,8 +89,13 @@ def module_names() -> list[str]:
     return [*here, *ours, "callbacks", "torch.optim", "torch.optim.lr_scheduler"]
 
 
-def class_names(key: str) -> list[str]:
-    """The short names that a config may give at a key such as `model` or `trainer.callbacks`."""
+def class_names(key: str, class_path: str = "") -> list[str]:
+    """The short names that a config may give at a key such as `model` or `trainer.callbacks`.
+
+    Args:
+        key: Where in the config, dotted.
+        class_path: The class whose argument the key's last part is, or "".
+    """
     import torch
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
     from lightning.pytorch.loggers import Logger
@@ -87,8 +108,9 @@ def class_names(key: str) -> list[str]:
         "trainer.callbacks": Callback,
         "trainer.logger": Logger,
     }
-    if key in bases:
-        return [subclass.__name__ for subclass in below(bases[key]) if not inspect.isabstract(subclass)]
+    taken = [bases[key]] if key in bases else argument_types(class_path, key.rpartition(".")[2]) if class_path else []
+    if fitting := [subclass.__name__ for base in taken for subclass in below(base) if not inspect.isabstract(subclass)]:
+        return [name for name in dict.fromkeys(fitting) if not name.startswith("_")]
     torch_bases = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
     return [*classes_of(lit_align.losses.__name__), *(c.__name__ for base in torch_bases for c in below(base))]
 

@@ -105,6 +105,11 @@ def test_the_config_itself_is_fine(parser: Parser, tmp_path: Path):
         ("beta", "betta", "a.yaml, line 13: model.loss: IPO has no argument 'betta'; did you mean 'beta'?"),
         ("lr:", "lrr:", "a.yaml, line 16: model.optimizer: AdamW has no argument 'lrr'; did you mean 'lr'?"),
         (
+            "beta: 0.1",
+            "alpha: 0.1",
+            "a.yaml, line 13: model.loss: IPO has no argument 'alpha'; there are beta, length_average.",
+        ),
+        (
             "train: rows",
             "trian: rows",
             "a.yaml, line 20: data: PreferenceData has no argument 'trian'; did you mean 'train'?",
@@ -124,6 +129,7 @@ def test_a_misspelt_key(complain: Callable, old: str, new: str, message: str):
             "losses.IPOO",
             "a.yaml, line 12: model.loss: lit_align.losses has no 'IPOO'; did you mean 'lit_align.losses.IPO'?",
         ),
+        ("lit_align.losses.IPO", "ipo", "a.yaml, line 12: model.loss: there is no class 'ipo'; did you mean 'IPO'?"),
         ("lit_align.losses.IPO", "IOP", "a.yaml, line 12: model.loss: there is no class 'IOP'; did you mean 'IPO'?"),
         (
             "lit_align.losses",
@@ -161,6 +167,13 @@ def test_a_misspelt_class(complain: Callable, old: str, new: str, message: str):
     assert complain(old, new) == message
 
 
+def test_a_loss_of_another_method(complain: Callable):
+    told = complain("lit_align.losses.IPO", "KTO")
+    assert told.startswith(
+        "a.yaml, line 12: model.loss: KTO is of another kind than what goes here; there are DPO, CDPO, "
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -175,6 +188,12 @@ def test_a_misspelt_class(complain: Callable, old: str, new: str, message: str):
             "some/model}",
             "x, init: randm}",
             "a.yaml, line 10: model.policy.init: 'randm' is not one of pretrained, random; did you mean 'random'?",
+        ),
+        (
+            "max_epochs: 1",
+            "precision: fp16",
+            "a.yaml, line 3: trainer.precision: 'fp16' is not one of transformer-engine, transformer-engine-float16, 16-true, "
+            "16-mixed, bf16-true, bf16-mixed, 32-true, 64-true.",
         ),
         (
             "{path: some/model}",

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from lit_align import nearest
-from lit_align.nearest import argument_names, did_you_mean, field_names, shadowed
+from lit_align.nearest import argument_names, class_names, did_you_mean, field_names, shadowed
 
 
 def test_the_nearest_name_or_all_of_a_few():
     assert did_you_mean("epoch", ["epochs", "steps"]) == "; did you mean 'epochs'?"
     assert did_you_mean("zzz", ["epochs", "steps"]) == "; there are epochs, steps"
-    assert did_you_mean("zzz", [str(number) * 9 for number in range(13)]) == ""
+    assert did_you_mean("zzz", ["epochs"]) == "; there is epochs"
+    assert did_you_mean("simpo", ["DPO", "SimPO"]) == "; did you mean 'SimPO'?"
+    assert did_you_mean("zzz", [str(number) * 9 for number in range(25)]) == ""
     assert did_you_mean("zzz", []) == ""
 
 
@@ -24,6 +26,16 @@ def test_arguments_of_a_class_are_those_of_its_bases_too():
     assert "path" in field_names("lit_align.methods.DPO", "policy")
     assert "warmup" in field_names("lit_align.methods.DPO", "lr_scheduler")
     assert field_names("lit_align.methods.DPO", "optimizer") == []
+
+
+def test_classes_are_those_that_the_argument_takes():
+    losses = class_names("model.loss", "lit_align.methods.DPO")
+    assert {"DPO", "SimPO"} <= set(losses)
+    assert not {"KTO", "NLL", "PreferenceLoss"} & set(losses)
+    assert "FrozenReference" in class_names("model.reference", "lit_align.methods.DPO")
+    assert "AdamW" in class_names("model.optimizer", "lit_align.methods.DPO")
+    assert "CosineAnnealingLR" in class_names("model.lr_scheduler", "lit_align.methods.DPO")
+    assert "PreferenceData" in class_names("data")
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
