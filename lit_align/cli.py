@@ -164,6 +164,12 @@ class AlignmentCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UserError(f"trainer: {error}") from error
+        except RuntimeError as error:
+            if (twice := re.match(r"Found more than one stateful callback of type `(\w+)`", str(error))) is None:
+                raise
+            raise UserError(
+                f"trainer.callbacks: there are two {twice[1]} that a checkpoint cannot tell apart. Leave one out."
+            ) from error
 
     def after_instantiate_classes(self) -> None:
         """Removes the run that this one replaces, now that nothing can be mistyped any more.

@@ -229,6 +229,10 @@ MINI = ["--model.policy.path", "mini_instruct", "--model.policy.init", "random"]
         ),
         (["--trainer.strategy", "dpd"], "trainer: You selected an invalid strategy name"),
         (
+            ["--trainer.callbacks", "[{class_path: ModelCheckpoint}, {class_path: ModelCheckpoint}]"],
+            "trainer.callbacks: there are two ModelCheckpoint that a checkpoint cannot tell apart. Leave one out.",
+        ),
+        (
             ["--trainer.fast_dev_run", "true", "--overwrite", "true"],
             "`--overwrite` replaces a run, and nothing is written",
         ),
