@@ -1,10 +1,13 @@
-"""Sampling 4 responses to each of 64 prompts: the native engine beside `generate` of transformers.
+"""Sampling K responses to each of many prompts: the native engine beside `generate` of transformers.
 
-    python benchmarks/rollout.py [--model tiny|20m] [--dtype float32|bfloat16] [--device cpu] [--repeats 5]
+    python -m benchmarks.rollout [--model tiny|20m] [--dtype float32|bfloat16] [--data FOLDER] [--prompts 64] [--k 4]
+                                 [--max-new-tokens 32] [--device cpu] [--repeats 5]
 
-Both sample the same model from the same prompts, in turn, so that a busy machine slows both. The ratio is the median of the
-paired ratios of time, above 1 where the engine is faster. The memory ratio is that of what each adds to a fresh process at its
-peak, below 1 where the engine needs less. The last line of a setting is its result as JSON.
+With `--data` the prompts are as long as the first of `dpo_en_demo.json` in that folder that have at most 512 tokens, else they have
+8 to 23; which tokens they are makes no difference to the work. Both sample the same model from the same prompts, in turn, so
+that a busy machine slows both. The ratio is the median of the paired ratios of time, above 1 where the engine is faster. The
+memory ratio is that of what each adds to a fresh process at its peak, below 1 where the engine needs less. The last line of a
+setting is its result as JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.material import keep_rows, real_prompts, write_material
 from lit_align.rollout import NativeEngine, RolloutConfig
 
-N_PROMPTS, K, MAX_NEW_TOKENS = 64, 4, 32
+LONGEST = 512
 SIZES = {
     "tiny": {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
     "20m": {"vocab_size": 8000, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8},
@@ -38,12 +43,18 @@ class Setting(NamedTuple):
         dtype: Of the weights.
         device: Where.
         stop_every: One token in so many of the vocabulary ends a response; 0 where none does.
+        lengths: Tokens of each prompt.
+        k: Responses to each.
+        max_new_tokens: Of a response.
     """
 
     model: str
     dtype: str
     device: str
     stop_every: int
+    lengths: tuple[int, ...]
+    k: int
+    max_new_tokens: int
 
 
 def build(setting: Setting) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -52,11 +63,10 @@ def build(setting: Setting) -> tuple[Callable[[], Any], Callable[[], Any]]:
     size = SIZES[setting.model]
     config = LlamaConfig(**size, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, eos_token_id=None)
     model = LlamaForCausalLM(config).to(setting.device, getattr(torch, setting.dtype)).eval()
-    lengths = torch.randint(8, 24, (N_PROMPTS,)).tolist()
-    prompts = [torch.randint(1, size["vocab_size"], (length,)).tolist() for length in lengths]
+    prompts = [torch.randint(1, size["vocab_size"], (length,)).tolist() for length in setting.lengths]
     stop_ids = list(range(1, size["vocab_size"], setting.stop_every)) if setting.stop_every else []
-    engine = NativeEngine(model, RolloutConfig(MAX_NEW_TOKENS), stop_ids)
-    width = max(lengths)
+    engine = NativeEngine(model, RolloutConfig(setting.max_new_tokens), stop_ids)
+    width = max(setting.lengths)
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=setting.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=setting.device)
 
@@ -67,13 +77,22 @@ def build(setting: Setting) -> tuple[Callable[[], Any], Callable[[], Any]]:
                 attention_mask=mask,
                 do_sample=True,
                 top_k=0,
-                max_new_tokens=MAX_NEW_TOKENS,
-                num_return_sequences=K,
+                max_new_tokens=setting.max_new_tokens,
+                num_return_sequences=setting.k,
                 eos_token_id=stop_ids or None,
                 pad_token_id=0,
             )
 
-    return lambda: engine.sample(prompts, K), peer
+    return lambda: engine.sample(prompts, setting.k), peer
+
+
+def prompt_lengths(data: Path | None, n: int) -> tuple[int, ...]:
+    """Tokens of n prompts: real ones, or 8 to 23 each."""
+    if data is None:
+        return tuple(torch.randint(8, 24, (n,), generator=torch.Generator().manual_seed(0)).tolist())
+    with tempfile.TemporaryDirectory() as name:
+        write_material(Path(name), real_prompts(data), "tiny", 16_000, LONGEST)
+        return tuple(keep_rows(Path(name), n, LONGEST))
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -119,7 +138,7 @@ def measure(setting: Setting, repeats: int) -> dict[str, Any]:
         "peer": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(b / a for a, b in pairs),
         "memory_ratio": memory[0] / max(1, memory[1]),
-        "settings": setting._asdict() | {"prompts": N_PROMPTS, "k": K, "max_new_tokens": MAX_NEW_TOKENS},
+        "settings": setting._asdict(),
     }
 
 
@@ -128,12 +147,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="tiny")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    lengths = prompt_lengths(args.data, args.prompts)
     for stop_every, name in ((0, "no response stops early"), (16, "one token in 16 stops a response")):
-        result = measure(Setting(args.model, args.dtype, args.device, stop_every), args.repeats)
+        setting = Setting(args.model, args.dtype, args.device, stop_every, lengths, args.k, args.max_new_tokens)
+        result = measure(setting, args.repeats)
         print(
             f"{args.model} {args.dtype}, {name}: engine {result['ours']:.3f} s, generate {result['peer']:.3f} s, "
             f"{result['ratio']:.2f} times as fast, {result['memory_ratio']:.2f} of the memory"
