@@ -3,11 +3,11 @@
     python -m benchmarks.rollout [--model tiny|20m] [--dtype float32|bfloat16] [--data FOLDER] [--prompts 64] [--k 4]
                                  [--max-new-tokens 32] [--device cpu] [--repeats 5]
 
-With `--data` the prompts are as long as the first of `dpo_en_demo.json` in that folder that have at most 512 tokens, else they have
-8 to 23; which tokens they are makes no difference to the work. Both sample the same model from the same prompts, in turn, so
-that a busy machine slows both. The ratio is the median of the paired ratios of time, above 1 where the engine is faster. The
-memory ratio is that of what each adds to a fresh process at its peak, below 1 where the engine needs less. The last line of a
-setting is its result as JSON.
+With `--data` the prompts are as long as the first of `dpo_en_demo.json` in that folder that have at most 512 tokens,
+else they have 8 to 23; which tokens they are makes no difference to the work. Both sample the same model from the same
+prompts, in turn, so that a busy machine slows both. The ratio is the median of the paired ratios of time, above 1 where
+the engine is faster. The memory ratio is that of what each adds to a fresh process at its peak, below 1 where the
+engine needs less. The last line of a setting is its result as JSON.
 """
 
 from __future__ import annotations
