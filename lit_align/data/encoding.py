@@ -47,6 +47,12 @@ class Lengths:
                 f"({self.max_length}), or nothing is left for the response."
             )
 
+    @property
+    def limits(self) -> str:
+        """As the arguments say them."""
+        prompt = "" if self.max_prompt_length is None else f" with max_prompt_length {self.max_prompt_length}"
+        return f"max_length {self.max_length}{prompt}"
+
     def room(self, prompt: int, longest_response: int) -> tuple[int, int]:
         """The tokens that a prompt of this length may keep, and those that each of its responses then may."""
         for_prompt = self.max_prompt_length or self.max_length - min(longest_response, self.max_length // 2)
@@ -231,8 +237,8 @@ class Encoder:
         if prompt_cut or responses_cut:
             if self.lengths.too_long == "raise":
                 raise UserError(
-                    f"{group.source}: {len(prompt)} tokens of prompt and up to {longest} of response exceed {self.lengths}. "
-                    "Raise the lengths, or set too_long to cut or drop."
+                    f"{group.source}: {len(prompt)} tokens of prompt and up to {longest} of response exceed "
+                    f"{self.lengths.limits}. Raise the lengths, or set too_long to cut or drop."
                 )
             # The end of a response that was stopped is all that is known of it.
             if self.lengths.too_long == "drop" or (responses_cut and not group.finished):

@@ -148,7 +148,7 @@ def _jsonl(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                yield source, json.loads(line)
+                yield source, json.loads(line.rstrip())
             except (ValueError, RecursionError) as error:
                 yield source, RowError(f"{source}: expected one JSON object on the line: {error}.")
 

@@ -193,6 +193,15 @@ def test_a_group_of_which_little_is_known(browser: Browser, group: Path, compari
     assert browser.log() == []
 
 
+def test_curves_open_at_a_metric_with_more_than_one_point(
+    browser: Browser, group: Path, comparison: Comparison
+) -> None:
+    for name in ("sft", "ppo"):
+        (group / name / "metrics.csv").write_text("step,train/accuracy,val/accuracy\n0,0.5,\n1,0.75,\n1,,0.5\n")
+    browser.open(write(group, comparison))
+    assert browser.script("return document.querySelector('#metric').value") == "train/accuracy"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_readable_on_a_phone(opened: Browser, scheme: str) -> None:
     opened.devtools("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)

@@ -34,7 +34,7 @@ function curvesFigure(data) {
 /** Metrics by stage, open at one that many runs logged and that can be compared, validation before training. */
 function metricMenu(names, runs) {
   const stage = (name) => (name.includes("/") ? name.split("/")[0] : "other");
-  const logged = (name) => runs.filter((run) => run.curves[name]).length;
+  const logged = (name) => runs.filter((run) => run.curves[name]?.values.length > 1).length; // one point is no curve
   const mixed = new Set(runs.map((run) => run.method)).size > 1;
   const unlike = (name) => mixed && /\/(loss|lr|grad_norm)$/.test(name); // of other methods: not to be compared
   const telling = (name) => (/accuracy$/.test(name) ? 1.5 : 0) + (stage(name) === "val" ? 0.5 : 0);
