@@ -33,8 +33,8 @@ class DPO(AlignmentModule):
         policy: The model to train, as a rule the one that SFT made.
         loss: What a pair costs.
         reference: What the policy is compared with: a frozen copy, log-probs cached on disk, or a copy that moves.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("loss", "rewards/accuracy", "rewards/margin")

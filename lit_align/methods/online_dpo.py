@@ -57,8 +57,8 @@ class OnlineDPO(AlignmentModule):
         layout: How batches are laid out, as in the DataModules.
         tokens_per_row: Width of the shared layout's rows; 1024 if not given.
         log_samples_every: Rounds between two that write a few of their responses to samples.jsonl and wandb; 0 for none.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("loss", "reward/mean", "kl/k1")

@@ -97,8 +97,8 @@ class PPO(AlignmentModule):
         layout: How minibatches are laid out, as in the DataModules: `shared` has a prompt once, its K responses behind it.
         tokens_per_row: Width of the shared layout's rows; 1024 if not given.
         log_samples_every: Rollouts between two that write a few of their responses to samples.jsonl and wandb; 0 for none.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("reward/mean", "kl/k1", "val/reward/mean")

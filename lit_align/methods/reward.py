@@ -40,8 +40,8 @@ class RewardModel(AlignmentModule):
         policy: The model whose trunk is trained with a new head, as a rule the one that SFT
             made; or a reward model to go on with.
         loss: What a group costs.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("loss", "accuracy")

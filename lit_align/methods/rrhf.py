@@ -101,8 +101,8 @@ class RRHF(AlignmentModule):
         policy: The model to train, as a rule the one that SFT made.
         loss: What a group costs.
         candidates: Responses to sample and score. None takes those of the rows, with their scores.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("loss", "rank/accuracy", "reward/mean")

@@ -28,8 +28,8 @@ class SFT(AlignmentModule):
     Args:
         policy: The model to train.
         loss: What a response costs.
-        optimizer: See `AlignmentModule`.
-        lr_scheduler: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
+        lr_scheduler: `{warmup, decay, final}`, or a class of `torch.optim.lr_scheduler` with its arguments.
     """
 
     prog_bar = ("loss",)

@@ -83,7 +83,7 @@ class SPA(AlignmentModule):
         rollout: How answers are sampled.
         gold: A score to watch the labels with, never trained on.
         keep_rounds: Whether the model of each round, and that of the seed as round 0, is exported when it ends.
-        optimizer: See `AlignmentModule`.
+        optimizer: A class of `torch.optim`, or of your own, with its arguments.
         lr_scheduler: `{warmup, decay, final}`, shares of each stage.
     """
 

@@ -195,10 +195,11 @@ def _from_hub(auto_class: Any, location: str, what: str, source: ModelConfig, **
             location, revision=source.revision, trust_remote_code=source.trust_remote_code, **kwargs
         )
     except (OSError, ValueError) as error:
-        looks_local = Path(location).exists() or location.startswith((".", "/", "~")) or location.count("/") > 1
-        where = (
-            f"folder {location!r}" if looks_local else f"{location!r} (no such folder, so it was looked up on the hub)"
-        )
+        there = Path(location).exists()
+        if not there and (location.startswith((".", "/", "~")) or location.count("/") > 1):
+            run = ". The run that makes it writes it when it is through" if Path(location).name == "model" else ""
+            raise UserError(f"No {what} could be loaded: there is no folder {location!r}{run}.") from error
+        where = f"folder {location!r}" if there else f"{location!r} (no such folder, so it was looked up on the hub)"
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"No {what} could be loaded from {where}: {reason}") from error
 

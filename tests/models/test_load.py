@@ -92,7 +92,14 @@ def test_a_save_that_is_cut_short_leaves_the_old_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"path": "no/such/folder/here", "init": "random"}, "No model could be loaded from folder 'no/such"),
+        (
+            {"path": "no/such/folder/here", "init": "random"},
+            r"No model could be loaded: there is no folder 'no/such/folder/here'\.$",
+        ),
+        (
+            {"path": "no/such/run/model", "init": "random"},
+            r"there is no folder 'no/such/run/model'\. The run that makes it writes it when it is through\.$",
+        ),
         ({"path": "mini_instruct", "init": "random", "overrides": {"num_layers": 3}}, "num_hidden_layers"),
         ({"path": "mini_instruct", "init": "random", "overrides": {"vocab_size": 10}}, "has 22 tokens"),
         ({"path": "mini_instruct", "init": "random", "pad_token": "<none>"}, "pad_token '<none>'"),
