@@ -33,9 +33,9 @@ def near_name(word: str, names: Iterable[str]) -> str | None:
 
 
 def near_file(path: Path) -> str:
-    """A hint at the nearest file of the same folder, or at one of that name below `configs`."""
+    """A hint at the nearest config of the same folder, or at one of that name below `configs`."""
     same_name = [str(file) for file in sorted(Path("configs").rglob(path.name))]
-    beside = [str(file) for file in path.parent.glob("*") if file.is_file()]
+    beside = [str(file) for file in path.parent.glob("*") if file.suffix in (".yaml", ".yml") and file.is_file()]
     near = same_name or difflib.get_close_matches(str(path), beside, n=1)
     return f"; did you mean {shown(Path(near[0]))}?" if near else ""
 

@@ -263,6 +263,7 @@ def test_a_mistake_on_the_command_line(complain: Callable, arguments: list[str],
 
 
 def test_a_config_that_does_not_exist(complain: Callable):
+    Path("b.yam.py").touch()
     assert complain("", "", "-c", "b.yaml") == "there is no file b.yaml; did you mean a.yaml?"
     Path("configs/quickstart").mkdir(parents=True)
     Path("configs/quickstart/dpo.yaml").touch()

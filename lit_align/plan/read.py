@@ -73,7 +73,7 @@ def _loaded(file: Path) -> dict[str, Any]:
     if file.is_dir():
         raise UserError(f"{file} is a folder: name one of its configs.")
     if not file.is_file():
-        raise UserError(f"There is no config {file}{near_file(file)}.")
+        raise UserError(f"There is no config {file}{near_file(file) or '.'}")
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
