@@ -89,9 +89,8 @@ class RewardModelReport(Callback):
         with quiet(trainer, pl_module, seed=0), trainer.precision_plugin.forward_context():
             rewards = ask(pl_module, "rewards", self)(batch)
             other = rewards[:0] if self._other_model is None else response_rewards(self._other_model, batch)
-        if (
-            batch.is_filler
-        ):  # run all the same: where weights are sharded, ranks have to run a model as often as each other
+        # A filler is run all the same: where weights are sharded, every rank has to run a model equally often.
+        if batch.is_filler:
             return
         scored = Scored(rewards.float(), other, batch.scores, batch.rows[batch.group_index])
         self._batches.append(Scored(*(values.cpu() for values in scored)))

@@ -65,6 +65,7 @@ def generate_file(sampler: Sampler, prompts: Sequence[Text], settings: Row, out:
         )
     begin(out, settings, working, *sampler.beside)
     if working != out and out.exists():
+        _remove(working, *sampler.beside)  # a kill may have come between the last two lines below
         return len(prompts)
     records = Records(working)
     there = len(records)
@@ -86,10 +87,14 @@ def generate_file(sampler: Sampler, prompts: Sequence[Text], settings: Row, out:
         raise
     if working != out:
         write_rows(out, records.read())
-        working.unlink()
-    for file in sampler.beside:
-        file.unlink(missing_ok=True)
+        _remove(working)
+    _remove(*sampler.beside)
     return there
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def as_row(answers: Sequence[Answer], models: list[str]) -> Row:

@@ -109,7 +109,7 @@ def one_rank_first(trainer: Trainer | None, make: Callable[[], TokenGroups]) -> 
 
 def _read(file: Path, counts: Counts) -> TokenGroups | None:
     """The rows of a file, their counts noted in `counts`; None where there is no file or it is damaged."""
-    if not file.exists():
+    if not os.path.exists(file):  # and not `file.exists()`, which raises where the folder may not be looked into
         return None
     try:
         with safe_open(file, framework="numpy") as opened:

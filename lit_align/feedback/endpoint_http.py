@@ -57,9 +57,16 @@ class Server:
     """
 
     def __init__(self, url: str, api_key_env: str | None, timeout: float) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UserError(f"The server's url must be an address such as http://localhost:8000/v1, got {url!r}.")
+        got = "" if "@" in url else f", got {url!r}"  # which may hold a password
+        wrong = UserError(f"The server's url must be an address such as http://localhost:8000/v1{got}.")
+        try:
+            parts = urlsplit(url)
+            _ = parts.port
+        except ValueError:  # brackets without their other half, or a port that is no number
+            raise wrong from None
+        is_plain = url.isprintable() and " " not in url and not parts.query and not parts.fragment
+        if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
+            raise wrong
         if parts.username is not None:
             raise UserError(
                 "The server's url holds a name or password, which would be saved with the settings. Put the key into an "

@@ -80,7 +80,7 @@ class MovingReference(ReferenceConfig):
         every: Optimiser steps between two updates; or `round`, for methods that sample in rounds: the reference of a round is
             then the policy that sampled it, as in iterative DPO.
         mix: Weight of the policy in an update: 1 replaces the reference (the paper's hard update), less than 1 averages
-            (its soft update, equation 4), which adapters cannot.
+            (its soft update, equation 4), which LoRA does not allow.
     """
 
     every: int | Literal["round"] = 512

@@ -33,18 +33,16 @@ def sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
     """
     args, data = config["model"]["init_args"], config["data"]["init_args"]
     source: Mapping[str, Any] = args.get("candidates") or args
-    batch, rollout = int(data["batch_size"] or BATCH_SIZE), source.get("rollout")
+    rollout = source.get("rollout")
     on_cpu = config["trainer"]["accelerator"] == "cpu"
     if rollout is None:
         kind = str(config["data"]["class_path"]).rpartition(".")[2]
         responses = RESPONSES.get(kind, 2)
         if kind not in ("SFTData", "LabelData", "PreferenceData"):
             remarks.append(f"Each prompt of {kind} is taken to have {responses} responses.")
-        columns = int(data["max_length"])
-        if data.get("tokens_per_batch") is not None:
-            batch = max(1, int(data["tokens_per_batch"]) // (responses * columns))
+        columns, batch = int(data["max_length"]), _prompts(data, responses)
         return Sizes(responses * batch, columns, mask=_mask(data, batch, responses, columns, columns, on_cpu))
-    responses = 2 if method == "SPA" else int(source["responses_per_prompt"])
+    batch, responses = int(data["batch_size"]), 2 if method == "SPA" else int(source["responses_per_prompt"])
     new, prompt = int(rollout["max_new_tokens"]), int(data["max_prompt_length"])
     sampled = min(batch * responses, max(1, int(rollout["max_rows"]) // responses) * responses)
     responses *= 1 + len(source.get("samplers") or ())
@@ -63,13 +61,20 @@ def sizes(method: str, config: Mapping[str, Any], remarks: list[str]) -> Sizes:
     )
     if method == "PPO" and args["ptx"] is not None:
         text = args["ptx"]["data"]["init_args"]
-        found = found._replace(text=int(text["batch_size"] or BATCH_SIZE) * int(text["max_length"]))
+        found = found._replace(text=_prompts(text, 1) * int(text["max_length"]))
     if method == "SPA" and args["seed"] is not None:
         seed = args["seed"]["data"]["init_args"]
-        rows, width = 2 * int(seed["batch_size"] or BATCH_SIZE), int(seed["max_length"])
+        rows, width = 2 * _prompts(seed, 2), int(seed["max_length"])
         if rows * width > found.rows * found.columns:
             found = found._replace(rows=rows, columns=width, targets=None)
     return found
+
+
+def _prompts(data: Mapping[str, Any], responses: int) -> int:
+    """Prompts of a batch whose rows are as long as they may be."""
+    if data.get("tokens_per_batch") is not None:
+        return max(1, int(data["tokens_per_batch"]) // (responses * int(data["max_length"])))
+    return int(data["batch_size"] or BATCH_SIZE)
 
 
 def _mask(given: Mapping[str, Any], batch: int, responses: int, columns: int, width: int, in_pieces: bool) -> int:

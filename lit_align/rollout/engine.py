@@ -30,7 +30,8 @@ class RolloutConfig:
     Args:
         max_new_tokens: A response is cut after so many tokens, its EOS among them.
         sampling: The distribution that tokens are drawn from. Training computes log-probabilities under the same one.
-        max_rows: Responses decoded side by side; more prompts are taken in turn. It bounds the memory of the KV cache.
+        max_rows: Responses decoded side by side, or those to one prompt if they are more; further prompts take the places of
+            what is finished. It bounds the memory of the KV cache.
     """
 
     max_new_tokens: int

@@ -7,8 +7,9 @@ import errno
 import torch
 
 MEMORY = (
-    "Make less of it at once: a smaller data.batch_size with a larger trainer.accumulate_grad_batches (the same steps), a "
-    "smaller data.max_length, data.layout: shared, trainer.precision: bf16-mixed, model.policy.lora; for methods that sample, "
+    "Make less of it at once: a smaller data.batch_size (or data.tokens_per_batch) with a larger "
+    "trainer.accumulate_grad_batches (the same steps), a smaller data.max_length, data.layout: shared, "
+    "trainer.precision: bf16-mixed, model.policy.lora; for methods that sample, "
     "a smaller model.rollout.max_rows and more model.minibatches; for validation, a smaller data.val_batch_size."
 )
 FULL = (errno.ENOSPC, errno.EDQUOT)

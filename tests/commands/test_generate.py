@@ -88,7 +88,9 @@ def test_parquet_grows_as_jsonl(
     assert len(generation.working_file(out).read_bytes().splitlines()) == 5
     assert sampled(prompts, quickstart_models / "sft", out) == whole
     assert not generation.working_file(out).exists()
+    generation.working_file(out).write_text("as after a kill before it was removed")
     assert sampled(prompts, quickstart_models / "sft", out) == whole
+    assert not generation.working_file(out).exists()
 
 
 def test_several_models_answer_every_prompt(

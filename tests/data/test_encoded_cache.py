@@ -230,10 +230,11 @@ def test_a_start_that_is_killed_while_it_writes_leaves_no_file_that_is_read(
     assert [file.suffix for file in kept(tmp_path)] == [".safetensors"]
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(start, write_jsonl, tmp_path: Path):
-    (tmp_path / "cache").write_text("a file where the folder should be")
+@pytest.mark.parametrize("folder", ["file", "a name longer than any disk takes" * 20])
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(folder: str, start, write_jsonl, tmp_path: Path):
+    (tmp_path / "file").write_text("where the folder should be")
     with pytest.warns(UserWarning, match=re.escape("could not be kept for the next start")):
-        assert len(all_rows(start(write_jsonl(PAIRS)))) == 3
+        assert len(all_rows(start(write_jsonl(PAIRS), cache=str(tmp_path / folder)))) == 3
 
 
 def test_a_dry_run_writes_nothing(word_tokenizer, write_jsonl, tmp_path: Path):

@@ -478,6 +478,9 @@ def test_labels_that_one_token_cannot_tell_apart(cache: str) -> None:
     [
         ({"url": "localhost:8000"}, "must be an address such as"),
         ({"url": "http://localhost/v1?key=1"}, "must be an address such as"),
+        ({"url": "http://[::1/v1"}, "must be an address such as"),
+        ({"url": "http://local host/v1"}, "must be an address such as"),
+        ({"url": "http://me:secret@localhost:port/v1"}, r"must be an address such as http://localhost:8000/v1\.$"),
         ({"url": "https://me:secret@host/v1"}, "name or password"),
         ({"retries": -1}, "retries must be at least 0"),
         ({"concurrency": 0}, "concurrency must be at least 1"),

@@ -57,6 +57,16 @@ def test_ppo_trains_on_minibatches_of_what_it_samples():
     assert sizes_of("PPO", "PromptData", ROLLOUT | {"minibatches": 4, "ptx": text}, PROMPTS).text == 60
 
 
+def test_what_is_trained_on_besides_may_have_a_budget_of_tokens():
+    budget = {"batch_size": None, "max_length": 20, "tokens_per_batch": 170}
+    text = {"data": {"class_path": "SFTData", "init_args": budget}}
+    # Eight rows of 20 tokens go into 170, or four pairs.
+    assert sizes_of("PPO", "PromptData", ROLLOUT | {"minibatches": 4, "ptx": text}, PROMPTS).text == 160
+    seed = {"data": {"class_path": "PreferenceData", "init_args": budget}}
+    found = sizes_of("SPA", "PromptData", {"rollout": ROLLOUT["rollout"], "seed": seed}, PROMPTS)
+    assert (found.rows, found.columns) == (8, 20)
+
+
 def test_online_dpo_trains_on_two_responses_or_on_all():
     args = ROLLOUT | {"responses_per_prompt": 3, "pairs": "extremes"}
     found = sizes_of("OnlineDPO", "PromptData", args, PROMPTS)
