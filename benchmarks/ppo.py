@@ -2,15 +2,17 @@
 
     python -m benchmarks.ppo --peer trl --peer-python PYTHON [--data FOLDER] [--max-prompt-length 512] [--model 40m]
                              [--vocab 16000] [--batch 16] [--response-length 64] [--inner-epochs 4] [--layout shared|padded]
-                             [--precision bf16-true|32-true] [--threads 2] [--device cpu] [--repeats 5]
+                             [--critic separate|head] [--precision bf16-true|32-true] [--threads 2] [--device cpu] [--repeats 5]
 
-PYTHON is that of an environment with TRL 1.10, the last release with PPO (`trl.experimental.ppo`). With `--data` the prompts
-are the first of `dpo_en_demo.json` in that folder that are short enough, else a few random words. Every rollout is of all of
-them, because the two libraries shuffle differently. A unit of work is what a
-batch of prompts costs the user: sampling a response of fixed length to each, a reward model's score, log-probabilities under
-policy and reference, values of a separate critic, and `--inner-epochs` optimiser steps on the whole batch, in each library's
-own trainer. Both begin with the same random weights, so their entropies, which must agree to 2 %, say whether they sample the
-same policy. TRL is set to its best: no gradient checkpointing, the whole batch in one forward, no sample tables.
+PYTHON is that of an environment with TRL 1.10, the last release with PPO (`trl.experimental.ppo`). With `--data` the
+prompts are the first of `dpo_en_demo.json` in that folder that are short enough, else a few random words. Every rollout
+is of all of them, because the two libraries shuffle differently. A unit of work is what a batch of prompts costs the
+user: sampling a response of fixed length to each, a reward model's score, log-probabilities under policy and reference,
+values of a critic, and `--inner-epochs` optimiser steps on the whole batch, in each library's own trainer. The critic is
+a model of its own on both sides; with `--critic head` ours is a head on the policy's trunk, our default, which the peer
+does not have. Both begin with the same random weights, so their entropies, which must agree to 2 %, say whether they
+sample the same policy. TRL is set to its best: no gradient checkpointing, the whole batch in one forward, no sample
+tables.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--response-length", type=int, default=64)
     parser.add_argument("--inner-epochs", type=int, default=4)
+    parser.add_argument("--critic", choices=["separate", "head"], default="separate")
     parser.add_argument("--precision", choices=["bf16-true", "32-true"], default="bf16-true")
     parser.add_argument("--layout", choices=["shared", "padded"], default="shared")
     parser.add_argument("--threads", type=int, default=2)

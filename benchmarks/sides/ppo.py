@@ -48,7 +48,7 @@ def main() -> None:
             ModelConfig(f"{folder}/reward", dtype="bfloat16" if told["precision"] == "bf16-true" else "float32")
         ),
         RolloutConfig(max_new_tokens=told["response_length"]),
-        critic=ModelConfig(f"{folder}/reward"),
+        critic=ModelConfig(f"{folder}/reward") if told["critic"] == "separate" else None,
         inner_epochs=told["inner_epochs"],
         layout=told["layout"],
         log_samples_every=0,
