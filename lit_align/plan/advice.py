@@ -52,18 +52,20 @@ def _changes(work: Work) -> list[tuple[str, Work]]:
             sampled_columns=work.sampled_columns // 2, mask=work.mask // 4)),
         (work.sampled_rows > 1, "half of rollout.max_rows", lambda: replace(work, sampled_rows=work.sampled_rows // 2)),
         (not work.fused, "optimizer.fused: true", lambda: replace(work, fused=True)),
-        (work.ranks == 1, "strategy: fsdp2 on eight devices", lambda: replace(work, ranks=8, buckets=False)),
+        # Each model then has shards of its own.
+        (work.ranks == 1, "strategy: fsdp2 on eight devices", lambda: replace(
+            work, ranks=8, buckets=False, held=[replace(model, shares=False) for model in work.held])),
         (work.ranks > 1, "twice the devices", lambda: replace(work, ranks=2 * work.ranks)),
         (work.ranks > 1 and not work.offload, "strategy: fsdp2_offload", lambda: replace(work, offload=True)),
         (not any(model.rank for model in work.held), "policy.lora: {rank: 16}, with policy.dtype: bfloat16", lambda: replace(
-            work, held=[_adapted(model) for model in work.held])),
+            work, held=[_adapted(model, shares=work.ranks == 1) for model in work.held])),
     ]  # fmt: skip
     return [(name, changed()) for applies, name, changed in changes if applies]
 
 
-def _adapted(model: Held) -> Held:
+def _adapted(model: Held, shares: bool) -> Held:
     if model.name == "policy":
         return replace(model, rank=16, width=2)
     if model.name == LAST_ROUND:
-        return replace(model, rank=16, width=2, shares=True)
-    return replace(model, shares=True) if model.name == "reference" else model
+        return replace(model, rank=16, width=2, shares=shares)
+    return replace(model, width=2, shares=shares) if model.name == "reference" else model

@@ -168,3 +168,16 @@ def test_what_saves_memory_does(change):
     long = replace(WORK, columns=500)
     before, after = (moments(w) for w in (long, replace(long, **change)))
     assert sum(m.total for m in after) < sum(m.total for m in before)
+
+
+def test_advice_counts_a_reference_of_its_own_where_weights_are_sharded():
+    large = SHAPE._replace(parameters=80 * 10**9, outside_layers=0)
+    one = replace(WORK, held=[replace(POLICY, shape=large), Held("reference", large, width=4)])
+    half = replace(WORK, ranks=8, held=[
+        replace(POLICY, shape=large, rank=16, width=2), Held("reference", large, width=2)])  # fmt: skip
+    # Two bytes a weight, of policy and reference an eighth each, and two layers of four that are gathered whole.
+    needed = 2 * 80 * (1 / 8 + 1 / 8 + 2 / 4)
+    assert peak(half).total / 1e9 == pytest.approx(needed, abs=0.01)
+    assert f"with policy.dtype: bfloat16 ({needed:.1f} GB)" in advice(replace(one, ranks=8), room=1)
+    shared = replace(half, ranks=1, held=[half.held[0], replace(half.held[1], shares=True)])
+    assert f"strategy: fsdp2 on eight devices ({needed:.1f} GB)" in advice(shared, room=1)
