@@ -175,7 +175,9 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
         )
     parts = json.loads(cast("Any", tokenizer).backend_tokenizer.to_str())
     # Set by each call, which the encoder makes without either.
-    return json.dumps({name: part for name, part in parts.items() if name not in ("truncation", "padding")})
+    kept = {name: part for name, part in parts.items() if name not in ("truncation", "padding")}
+    # Set by each call, too, but by the tokenizer itself, and left out of its tokenizer.json.
+    return json.dumps([kept, tokenizer.split_special_tokens])
 
 
 def _code(kind: type) -> Iterator[Path]:

@@ -137,6 +137,8 @@ def test_whatever_decides_the_encoding_makes_a_file_of_its_own(start, write_json
     start(rows)
     templated = word_tokenizer()
     templated.chat_template = "{{ messages }}"
+    splitting = word_tokenizer()
+    splitting.split_special_tokens = True
     larger = word_tokenizer()
     larger.add_tokens(["zz"])
     changes: list[dict[str, object]] = [
@@ -146,6 +148,7 @@ def test_whatever_decides_the_encoding_makes_a_file_of_its_own(start, write_json
         {"max_rows": 2},
         {"columns": {"prompt": "prompt", "chosen": "rejected", "rejected": "chosen"}},
         {"tokenizer": templated},
+        {"tokenizer": splitting},
         {"tokenizer": larger},
         {"tokenizer": word_tokenizer(adds_bos=True)},
         {"kind": LongOnly, "least": 1},
