@@ -61,8 +61,12 @@ def field_names(class_path: str, argument: str) -> list[str]:
 
 
 def argument_types(class_path: str, argument: str) -> list[type]:
-    """The classes that a constructor argument takes, or that the functions it takes return; none where it is not annotated."""
-    waiting, found = [typing.get_type_hints(load(class_path).__init__).get(argument)], []
+    """The classes that a constructor argument takes, or that the functions it takes return; none where that cannot be told."""
+    try:
+        waiting = [typing.get_type_hints(load(class_path).__init__).get(argument)]
+    except (NameError, TypeError):  # annotations that are imported for type checkers alone, or are no types
+        return []
+    found = []
     while waiting:
         part = waiting.pop(0)
         waiting += typing.get_args(part)

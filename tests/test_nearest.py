@@ -38,6 +38,17 @@ def test_classes_are_those_that_the_argument_takes():
     assert "PreferenceData" in class_names("data")
 
 
+class Annotated:
+    def __init__(self, loss: OnlyForTypeCheckers, beta: float) -> None:  # noqa: F821
+        """Like a class of a user's own file, whose imports for annotations are not there when it runs."""
+
+
+def test_annotations_that_are_not_there_leave_all_names():
+    class_path = f"{__name__}.Annotated"
+    assert field_names(class_path, "loss") == []
+    assert "SimPO" in class_names("model.loss", class_path)
+
+
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_a_hidden_callbacks_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours_first: bool):
     home, mine = tmp_path / "home", tmp_path / "mine"
