@@ -51,7 +51,7 @@ class TokenBudget:
             )
 
     def __str__(self) -> str:
-        return f"as many as have {self.tokens:,} tokens, {'padding' if self.padded else 'shared prompts once'}"
+        return f"as many as have {self.tokens:,} tokens {'with' if self.padded else 'without'} padding"
 
     def batches(self, order: Rows, number: int | None = None) -> list[Rows]:
         """The rows of an epoch, in this order, as the batches of all ranks together.

@@ -155,7 +155,8 @@ def test_going_on_from_every_batch_of_two_epochs(world: int) -> None:
         resumed.set_position(position)
         assert [rows_of(batch) for batch in resumed] == stream[served : served + len(loader)]
     assert loader.identity() == make().identity()
-    assert of_rank(groups, 301).identity() != of_rank(groups, 300).identity()
+    assert of_rank(groups, 301).identity() != of_rank(groups, 300).identity() != of_rank(groups, 300, shared).identity()
+    assert "as many as have 300 tokens with padding" in of_rank(groups, 300).identity().values()
     assert of_rank(groups, 300, rank=0, world=2).identity() == of_rank(groups, 600).identity()
 
 
