@@ -244,7 +244,8 @@ def read_prompt(row: object, source: str, columns: Mapping[str, str] | None = No
         reader = RowReader(ours, source)
         for column in ("prompt", "messages", "conversations"):
             if reader.has(column):
-                return reader.prompt(column)
+                prompt = reader.prompt(column)
+                return prompt if column == "prompt" else reader.led(prompt)
         raise
 
 

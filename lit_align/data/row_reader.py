@@ -80,6 +80,30 @@ class RowReader:
             raise self.error(column, "at least two chat turns, the last one the assistant's", self.row[column])
         return turns[:-1], self._text(column, turns[-1]["content"])
 
+    def led(self, prompt: Text) -> Text:
+        """The prompt behind the system prompt that stands in the column `system`, where there is one; it is then a chat."""
+        system = self.row.get("system")
+        if not isinstance(system, str | None):
+            raise self.error("system", "a text", system)
+        if system is None or not system.strip():
+            return prompt
+        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        if turns[0]["role"] == "system":
+            raise RowError(
+                f"{self.source}: has a system prompt in the column 'system' and begins its turns with another; keep one, or "
+                "leave the column out with data.columns."
+            )
+        return [Message(role="system", content=self._text("system", system)), *turns]
+
+    def history(self) -> list[Message]:
+        """The turns before the last question, of an optional list of [question, answer]; none where it is empty."""
+        value = self._value("history") if self.has("history") else []
+        if value == "":
+            return []
+        if not isinstance(value, list):
+            raise self.error("history", "a list of [question, answer]", value)
+        return [turn for pair in value for turn in self._exchange(pair)]
+
     def response(self, column: str, prompt: Text) -> str:
         """A response to `prompt`: text, or one message of the assistant where the prompt is a chat."""
         return self._response(column, self.row[column], prompt)
@@ -200,6 +224,12 @@ class RowReader:
         if not isinstance(content, str) or not (content.strip() or role == "system") or not _is_unicode(content):
             raise self.error(column, f"text as the content of the {role}'s turn", content)
         return Message(role=known[role], content=content)
+
+    def _exchange(self, pair: object) -> tuple[Message, Message]:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise self.error("history", "a list of [question, answer]", pair)
+        question, answer = (self._text("history", text) for text in pair)
+        return Message(role="user", content=question), Message(role="assistant", content=answer)
 
     def _response(self, column: str, value: object, prompt: Text) -> str:
         if isinstance(value, Mapping):

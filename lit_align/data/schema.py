@@ -39,7 +39,7 @@ def _preference(row: RowReader) -> Group:
 
 
 def _turns_preference(row: RowReader) -> Group:
-    return _compared(row, row.prompt("conversations"))
+    return _compared(row, row.led(row.prompt("conversations")))
 
 
 def _compared(row: RowReader, prompt: Text) -> Group:
@@ -147,12 +147,17 @@ def _critique(row: RowReader) -> Group:
 
 
 def _chat(column: str) -> Callable[[RowReader], Group]:
-    return lambda row: _single(row, *row.chat(column))
+    def read(row: RowReader) -> Group:
+        turns, response = row.chat(column)
+        return _single(row, row.led(turns), response)
+
+    return read
 
 
 def _instruction(row: RowReader) -> Group:
     parts = [row.text("instruction")] + ([row.text("input")] if row.row.get("input") else [])
-    return _single(row, [Message(role="user", content="\n".join(parts))], row.text("output"))
+    turns = [*row.history(), Message(role="user", content="\n".join(parts))]
+    return _single(row, row.led(turns), row.text("output"))
 
 
 def _improvement(row: RowReader) -> Group:
@@ -177,7 +182,7 @@ _SINGLE = ("label", "weights")
 
 SCHEMAS = (
     Schema("preference", ("prompt", "chosen", "rejected"), _preference, _PAIR),
-    Schema("preference after turns", ("conversations", "chosen", "rejected"), _turns_preference, _PAIR),
+    Schema("preference after turns", ("conversations", "chosen", "rejected"), _turns_preference, ("system", *_PAIR)),
     Schema("preference of whole chats", ("chosen", "rejected"), _implicit_preference, _PAIR),
     Schema("scored responses", ("prompt", "responses", "scores"), _scored, ("weights",)),
     Schema("ranked responses", ("prompt", "responses", "ranking"), _ranked, ("weights",)),
@@ -187,9 +192,9 @@ SCHEMAS = (
     Schema("critique", ("prompt", "response", "label"), _critique, ("weights",)),
     Schema("early stop", ("prompt", "prefix", "stop"), _stop),
     Schema("completion", ("prompt", "completion"), _completion, _SINGLE),
-    Schema("chat", ("messages",), _chat("messages"), _SINGLE),
-    Schema("chat", ("conversations",), _chat("conversations"), _SINGLE),
-    Schema("instruction", ("instruction", "output"), _instruction, ("input", *_SINGLE)),
+    Schema("chat", ("messages",), _chat("messages"), ("system", *_SINGLE)),
+    Schema("chat", ("conversations",), _chat("conversations"), ("system", *_SINGLE)),
+    Schema("instruction", ("instruction", "output"), _instruction, ("input", "history", "system", *_SINGLE)),
     Schema("text", ("text",), _text, ("weights",)),
 )
 """Every kind of row, the more particular first: a row is of the first kind whose columns it has."""

@@ -24,6 +24,7 @@ from lit_align.errors import UserError
 from lit_align.groups import Group, TokenGroup
 
 USER = {"role": "user", "content": "hello"}
+BRIEF = {"role": "system", "content": "be brief"}
 ANSWER = {"role": "assistant", "content": "there"}
 
 
@@ -62,6 +63,8 @@ def served(data: PromptData) -> list[PromptBatch]:
             "\n\nHuman: a\n\nAssistant:",
         ),
         ({"instruction": "a", "output": "b"}, [{"role": "user", "content": "a"}]),
+        ({"messages": [USER], "system": "be brief"}, [BRIEF, USER]),
+        ({"conversations": [USER, ANSWER], "system": "be brief"}, [BRIEF, USER]),
     ],
 )
 def test_rows_of_every_kind_have_a_prompt(row: dict[str, Any], prompt: Any, write_jsonl: Callable[..., str]) -> None:
@@ -80,6 +83,7 @@ def test_rows_of_every_kind_have_a_prompt(row: dict[str, Any], prompt: Any, writ
         ({"prompt": [USER, ANSWER]}, "a prompt that ends before the assistant's turn"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "expected a role out of"),
         ({"prompt": "hello", "chosen": [USER, ANSWER], "rejected": [ANSWER]}, "column 'rejected'"),
+        ({"messages": [USER], "system": 3}, "column 'system': expected a text"),
         ("[1]", "expected an object with columns"),
         ("{", "expected one JSON object"),
     ],

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.row_reader import RowError
+from lit_align.data.row_reader import Cell, RowError
 from lit_align.data.schema import find_schema, read_group
 from lit_align.groups import Group, Message, Span
 
 USER: Message = {"role": "user", "content": "why?"}
 SYSTEM: Message = {"role": "system", "content": ""}
+BRIEF: Message = {"role": "system", "content": "be brief"}
 YES: Message = {"role": "assistant", "content": "yes"}
 NO: Message = {"role": "assistant", "content": "no"}
 HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
@@ -71,6 +72,31 @@ ROWS: list[tuple[dict[str, Any], Group]] = [
         {"instruction": "add", "input": "1 2", "output": "3"},
         Group([{"role": "user", "content": "add\n1 2"}], ("3",)),
     ),
+    (
+        {"conversations": [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "yes"}], "system": "be brief"},
+        Group([BRIEF, USER], ("yes",)),
+    ),
+    ({"messages": [USER, YES], "system": "be brief", "label": True}, Group([BRIEF, USER], ("yes",), labels=(True,))),
+    ({"messages": [SYSTEM, USER, YES], "system": " "}, Group([SYSTEM, USER], ("yes",))),
+    (
+        {"conversations": [USER], "chosen": YES, "rejected": NO, "system": "be brief"},
+        Group([BRIEF, USER], ("yes", "no"), (1.0, 0.0)),
+    ),
+    (
+        {"conversations": "why?", "chosen": "yes", "rejected": "no", "system": "be brief"},
+        Group([BRIEF, USER], ("yes", "no"), (1.0, 0.0)),
+    ),
+    (
+        {"instruction": "why?", "output": "yes", "system": "be brief", "history": [["why?", "no"], ["why?", "yes"]]},
+        Group([BRIEF, USER, NO, USER, YES, USER], ("yes",)),
+    ),
+    (
+        {"instruction": "why?", "output": "yes", "system": Cell("be brief"), "history": Cell('[["why?", "no"]]')},
+        Group([BRIEF, USER, NO, USER], ("yes",)),
+    ),
+    ({"instruction": "why?", "output": "yes", "system": None, "history": None}, Group([USER], ("yes",))),
+    ({"instruction": "why?", "output": "yes", "system": "", "history": []}, Group([USER], ("yes",))),
+    ({"instruction": "why?", "output": "yes", "history": ""}, Group([USER], ("yes",))),
     ({"instruction": "add", "input": "", "output": "3"}, Group([{"role": "user", "content": "add"}], ("3",))),
     (
         {"prompt": "p", "chosen": "c d", "rejected": "r", "chosen_weights": [0, 2.5], "rejected_weights": None},
@@ -149,6 +175,14 @@ BAD_ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "p", "responses": ["x", "y"], "ranking": [1, 1.5]}, "ranking", "whole numbers"),
     ({"prompt": "p", "completion": "c", "label": 1}, "label", "true or false"),
     ({"messages": [USER]}, "messages", "at least two chat turns"),
+    ({"messages": [USER], "system": "be brief"}, "messages", "at least two chat turns"),
+    ({"messages": [USER, YES], "system": ["be brief"]}, "system", "a text, found a list of 1"),
+    ({"instruction": "i", "output": "o", "system": 0}, "system", r"a text, found 0 \(int\)"),
+    ({"instruction": "i", "output": "o", "history": "hi"}, "history", r"\[question, answer\], found the text 'hi'"),
+    ({"instruction": "i", "output": "o", "history": [["q"]]}, "history", r"\[question, answer\], found a list of 1"),
+    ({"instruction": "i", "output": "o", "history": ["qa"]}, "history", r"\[question, answer\], found the text 'qa'"),
+    ({"instruction": "i", "output": "o", "history": [["q", ""]]}, "history", "not empty, found an empty text"),
+    ({"instruction": "i", "output": "o", "history": [["q", 3]]}, "history", r"found 3 \(int\)"),
     ({"messages": [YES, USER]}, "messages", "the last one the assistant's"),
     ({"instruction": "i", "completions": ["x"]}, "completions", "fine-grained_score"),
     ({"prompt": "p", "chosen": "c", "rejected": "r", "margin": -1}, "margin", "a margin of 0 or more"),
@@ -196,6 +230,12 @@ def test_unknown_columns_are_refused_with_those_that_are_known() -> None:
         read_group({"question": "q", "answer": "a"}, "row 7")
     with pytest.raises(RowError, match="row 7: expected an object with columns, found a list of 2"):
         read_group(["q", "a"], "row 7")
+
+
+@pytest.mark.parametrize("turns", [[BRIEF, USER, YES], [SYSTEM, USER, YES]])
+def test_two_system_prompts_are_refused(turns: list[Message]) -> None:
+    with pytest.raises(RowError, match="row 7: has a system prompt in the column 'system' and begins its turns with"):
+        read_group({"messages": turns, "system": "be brief"}, "row 7")
 
 
 def test_scores_and_a_ranking_together_are_refused() -> None:
