@@ -32,6 +32,15 @@ ROWS_TO_COMPARE = 8
 OURS = {"model", "messages", "prompt", "n", "stream"}
 """Fields of a request that nobody else sets: a reply is one whole response to one prompt."""
 
+OPTIONS = {
+    "temperature": "--temperature",
+    "top_p": "--top_p",
+    "top_k": "--top_k",
+    "max_tokens": "--max_new_tokens",
+    "seed": "--seed",
+}
+"""Fields that an option of the command sets; a server that knows one by another name is told so by null and that name."""
+
 
 class ServerSampler(Sampler):
     """Asks for one response at a time, each with a seed of its own, several at once.
@@ -66,6 +75,8 @@ class ServerSampler(Sampler):
             raise UserError(f"timeout must be above 0 seconds, got {server.timeout}.")
         if ours := OURS & extra.keys():
             raise UserError(f"extra must leave {', '.join(sorted(ours))} alone.")
+        for field in OPTIONS.keys() & {name for name, value in extra.items() if value is not None}:
+            raise UserError(f"extra: {field} is {OPTIONS[field]}, which would have no effect beside it: set that.")
         self.server = server
         self.concurrency = concurrency
         self.extra = dict(extra)

@@ -112,7 +112,7 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         runs_frozen=method in ("KTO", "SPA") or (method == "DPO" and bool(_references(method, args))),
         extrapolates=method == "SPA" and args["refinement"] is not None,
         ranks=devices if sharded else 1,
-        moments=1 if kind == "SGD" and options.get("momentum") else MOMENTS.get(kind, 2),
+        moments=_moments(kind, options),
         # On the CPU torch steps one weight after another, on a GPU on copies of all.
         fused=bool(options.get("fused")) or trainer["accelerator"] == "cpu",
         accumulates=int(trainer["accumulate_grad_batches"]) > 1,
@@ -121,6 +121,12 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
         buckets="ddp" in name and not settings.get("gradient_as_bucket_view"),
     )
     return Plan(method, work, devices, remarks)
+
+
+def _moments(kind: str, options: Mapping[str, Any]) -> int:
+    """Numbers that an optimiser keeps of each weight; with Kahan summation (torch-optimi) what rounding took is one more."""
+    moments = 1 if kind == "SGD" and options.get("momentum") else MOMENTS.get(kind, 2)
+    return moments + bool(options.get("kahan_sum"))
 
 
 def _logits(method: str, args: Mapping[str, Any]) -> Logits:

@@ -324,6 +324,7 @@ def test_the_key_is_sent_and_nowhere_else(
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"timeout": 0.0}, "timeout must be above 0 seconds"),
         ({"extra": {"n": 4, "stream": True}}, "extra must leave n, stream alone"),
+        ({"extra": {"temperature": 0.5, "seed": None}}, "extra: temperature is --temperature"),
         ({"k": 0}, "k must be at least 1"),
     ],
 )
