@@ -127,13 +127,13 @@ class RowReader:
         return tuple(self._number(column, item) for item in value)
 
     def labels(self, column: str) -> tuple[bool, ...] | None:
-        """An optional true or false, as the labels of the row's only response."""
+        """An optional true or false, or 1 or 0 for them, as the labels of the row's only response."""
         if not self.has(column):
             return None
         value = self._value(column)
-        if not isinstance(value, bool):
-            raise self.error(column, "true or false", value)
-        return (value,)
+        if not (isinstance(value, bool) or _is_whole(value, 0, 1)):
+            raise self.error(column, "true or false, or 1 or 0", value)
+        return (bool(value),)
 
     def position(self, column: str, text: str) -> int:
         """Where in a text something ends, in characters; at its end where the column is empty."""

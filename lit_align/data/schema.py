@@ -141,7 +141,7 @@ def _text(row: RowReader) -> Group:
 
 def _critique(row: RowReader) -> Group:
     if not row.has("label"):
-        raise row.error("label", "true or false", None)
+        raise row.error("label", "true or false, or 1 or 0", None)
     prompt = row.prompt("prompt")
     return _single(row, prompt, row.response("response", prompt))
 

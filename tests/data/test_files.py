@@ -49,7 +49,10 @@ def test_csv_is_text_and_json_where_text_will_not_do(tmp_path: Path) -> None:
     [
         ("prompt,chosen,rejected\np,c\n", "row 1: expected 3 cells, as many as the first line names, found 2"),
         ("prompt,chosen,rejected\np,c,r\np,,r\n", "row 2, column 'chosen': expected a text .*found nothing"),
-        ("prompt,completion,label\np,c,yes\n", "row 1, column 'label': expected true or false, found the text 'yes'"),
+        (
+            "prompt,completion,label\np,c,yes\n",
+            "row 1, column 'label': expected true or false, or 1 or 0, found the text 'yes'",
+        ),
         ("prompt;completion\np;c\n", "row 1: the columns prompt;completion make no known kind"),
         (
             "prompt,chosen,rejected,margin\np,c,r,nan\n",

@@ -62,6 +62,9 @@ ROWS: list[tuple[dict[str, Any], Group]] = [
     ),
     ({"prompt": "p", "completion": "c"}, Group("p", ("c",))),
     ({"prompt": "p", "completion": "c", "label": False}, Group("p", ("c",), labels=(False,))),
+    ({"prompt": "p", "completion": "c", "label": 1}, Group("p", ("c",), labels=(True,))),
+    ({"prompt": "p", "response": "c", "label": 0}, Group("p", ("c",), labels=(False,))),
+    ({"prompt": "p", "response": "c", "label": Cell("1")}, Group("p", ("c",), labels=(True,))),
     ({"messages": [USER, NO, USER, YES]}, Group([USER, NO, USER], ("yes",))),
     ({"messages": [USER, YES], "label": True}, Group([USER], ("yes",), labels=(True,))),
     (
@@ -173,7 +176,11 @@ BAD_ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "p", "responses": ["x", "y"], "scores": [1, True]}, "scores", r"found True \(bool\)"),
     ({"prompt": "p", "responses": ["x", "y"], "ranking": [0, 1]}, "ranking", "1 the best"),
     ({"prompt": "p", "responses": ["x", "y"], "ranking": [1, 1.5]}, "ranking", "whole numbers"),
-    ({"prompt": "p", "completion": "c", "label": 1}, "label", "true or false"),
+    ({"prompt": "p", "completion": "c", "label": 2}, "label", r"true or false, or 1 or 0, found 2 \(int\)"),
+    ({"prompt": "p", "completion": "c", "label": -1}, "label", "true or false"),
+    ({"prompt": "p", "completion": "c", "label": 1.0}, "label", "true or false"),
+    ({"prompt": "p", "completion": "c", "label": "1"}, "label", "true or false"),
+    ({"prompt": "p", "response": "c", "label": Cell("1.0")}, "label", "true or false"),
     ({"messages": [USER]}, "messages", "at least two chat turns"),
     ({"messages": [USER], "system": "be brief"}, "messages", "at least two chat turns"),
     ({"messages": [USER, YES], "system": ["be brief"]}, "system", "a text, found a list of 1"),
@@ -230,6 +237,13 @@ def test_unknown_columns_are_refused_with_those_that_are_known() -> None:
         read_group({"question": "q", "answer": "a"}, "row 7")
     with pytest.raises(RowError, match="row 7: expected an object with columns, found a list of 2"):
         read_group(["q", "a"], "row 7")
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_number_as_label_is_the_same_row(label: bool) -> None:
+    numbered, said = ({"messages": [USER, YES], "label": value} for value in (int(label), label))
+    # As hashed for the fingerprint, in which 1 would not be True.
+    assert repr(read_group(numbered, "")) == repr(read_group(said, ""))
 
 
 @pytest.mark.parametrize("turns", [[BRIEF, USER, YES], [SYSTEM, USER, YES]])
