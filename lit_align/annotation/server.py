@@ -76,7 +76,8 @@ class ServerSampler(Sampler):
         if ours := OURS & extra.keys():
             raise UserError(f"extra must leave {', '.join(sorted(ours))} alone.")
         for field in OPTIONS.keys() & {name for name, value in extra.items() if value is not None}:
-            raise UserError(f"extra: {field} is {OPTIONS[field]}, which would have no effect beside it: set that.")
+            if field != "top_k" or plan.rollout.sampling.top_k:  # 0 is not sent
+                raise UserError(f"extra: {field} is {OPTIONS[field]}, which would have no effect beside it: set that.")
         self.server = server
         self.concurrency = concurrency
         self.extra = dict(extra)

@@ -125,11 +125,13 @@ def test_how_tokens_are_drawn(serve: Serve, tmp_path: Path) -> None:
     prompts = write(tmp_path / "p.jsonl", ["?"])
     asked(server.url, prompts, tmp_path / "greedy.jsonl", k=1, top_k=1)
     asked(server.url, prompts, tmp_path / "top.jsonl", k=1, top_k=5)
+    asked(server.url, prompts, tmp_path / "all.jsonl", k=1, extra={"top_k": -1})
     more = {"min_p": 0.1, "max_tokens": None, "max_completion_tokens": 30, "seed": None}
     asked(server.url, prompts, tmp_path / "extra.jsonl", k=1, extra=more)
-    greedy, top, extra = server.bodies
+    greedy, top, every, extra = server.bodies
     assert (greedy["temperature"], "top_k" in greedy) == (0, False)
     assert (top["temperature"], top["top_k"]) == (1.0, 5)
+    assert every["top_k"] == -1
     assert extra == {
         "model": "m",
         "prompt": "?",
@@ -325,6 +327,7 @@ def test_the_key_is_sent_and_nowhere_else(
         ({"timeout": 0.0}, "timeout must be above 0 seconds"),
         ({"extra": {"n": 4, "stream": True}}, "extra must leave n, stream alone"),
         ({"extra": {"temperature": 0.5, "seed": None}}, "extra: temperature is --temperature"),
+        ({"extra": {"top_k": 5}, "top_k": 3}, "extra: top_k is --top_k"),
         ({"k": 0}, "k must be at least 1"),
     ],
 )
