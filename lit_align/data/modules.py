@@ -19,7 +19,7 @@ from lit_align.groups import Group, TokenGroup
 
 
 class SFTData(GroupDataModule):
-    """Demonstrations: rows with one response, which is good (`prompt` + `completion`, or `messages`).
+    """Demonstrations: rows with one response, which is good (`prompt` + `completion` or `response`, or `messages`).
 
     Of improvements (`prompt` + `response` + `edited`) the edited response is one.
 

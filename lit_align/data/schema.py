@@ -142,6 +142,10 @@ def _text(row: RowReader) -> Group:
 def _critique(row: RowReader) -> Group:
     if not row.has("label"):
         raise row.error("label", "true or false, or 1 or 0", None)
+    return _demonstration(row)
+
+
+def _demonstration(row: RowReader) -> Group:
     prompt = row.prompt("prompt")
     return _single(row, prompt, row.response("response", prompt))
 
@@ -196,6 +200,7 @@ SCHEMAS = (
     Schema("chat", ("conversations",), _chat("conversations"), ("system", *_SINGLE)),
     Schema("instruction", ("instruction", "output"), _instruction, ("input", "history", "system", *_SINGLE)),
     Schema("text", ("text",), _text, ("weights",)),
+    Schema("demonstration", ("prompt", "response"), _demonstration, ("weights",)),
 )
 """Every kind of row, the more particular first: a row is of the first kind whose columns it has."""
 

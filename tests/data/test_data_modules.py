@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lit_align.data import GroupDataModule, GroupLoader, PreferenceData, RankingData, SFTData
+from lit_align.data import GroupDataModule, GroupLoader, LabelData, PreferenceData, RankingData, SFTData
 from lit_align.data import base as data_base
 from lit_align.data import counts as data_counts
 from lit_align.errors import UserError
@@ -242,6 +242,7 @@ def test_two_ranks_share_the_rows_and_go_on(
 
 ROWS: dict[str, dict[str, Any]] = {
     "one": {"prompt": "a", "completion": "b"},
+    "answered": {"prompt": "a", "response": "b"},
     "labelled": {"prompt": "a", "completion": "b", "label": True},
     "pair": {"prompt": "a", "chosen": "b", "rejected": "c"},
     "scored": {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2, 2]},
@@ -254,7 +255,7 @@ ROWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("kind", "taken", "ties"),
     [
-        (SFTData, {"one"}, set()),
+        (SFTData, {"one", "answered"}, set()),
         (PreferenceData, {"pair", "ranked pair"}, {"tied pair"}),
         (RankingData, {"pair", "scored", "ranked pair"}, {"tied pair", "all tied"}),
     ],
@@ -287,6 +288,7 @@ def test_which_rows_each_kind_takes(
     ("name", "kind", "message"),
     [
         ("one", PreferenceData, r"and this row has 1 response with neither scores nor a label\.$"),
+        ("answered", LabelData, r"and this row has 1 response with neither scores nor a label\.$"),
         ("scored", PreferenceData, r"and this row has 3 responses with scores\. RankingData takes any number\.$"),
         ("labelled", PreferenceData, r"and this row has 1 response with a label\. LabelData takes it\.$"),
         ("labelled", RankingData, r"and this row has 1 response with a label\.$"),

@@ -42,6 +42,7 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"instruction": "hello", "completions": [{"response": "a", "fine-grained_score": 3.0}] * 2},
     {"prompt": "hello", "response": "there you are", "edited": "there we are"},
     {"prompt": "hello", "response": "there", "label": True},
+    {"prompt": "hello", "response": "there"},
     {"prompt": "hello", "prefix": "there you are", "stop": 5},
     {"prompt": "hello", "completion": "there", "weights": [[0, 2, 0.5]]},
     {"messages": CHAT, "label": False},

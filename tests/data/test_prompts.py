@@ -63,6 +63,8 @@ def served(data: PromptData) -> list[PromptBatch]:
             "\n\nHuman: a\n\nAssistant:",
         ),
         ({"instruction": "a", "output": "b"}, [{"role": "user", "content": "a"}]),
+        ({"prompt": "a", "response": "b"}, "a"),
+        ({"prompt": "a", "response": ""}, "a"),
         ({"messages": [USER], "system": "be brief"}, [BRIEF, USER]),
         ({"conversations": [USER, ANSWER], "system": "be brief"}, [BRIEF, USER]),
     ],
