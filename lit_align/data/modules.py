@@ -115,6 +115,11 @@ class LabelData(GroupDataModule):
             return None
         return replace(group, scores=None, labels=(first > second, second > first))
 
+    def label_counts(self) -> tuple[int, int]:
+        """How many training responses are desirable, and how many are not; after `setup("fit")`."""
+        rows = self._encoded["train"]
+        return rows.n_desirable, int(rows.response_offsets[-1]) - rows.n_desirable
+
     def _collate(self, split: str) -> Callable[[list[TokenGroup]], Any]:
         return CollateMismatched(self._encoded[split], super()._collate(split))
 

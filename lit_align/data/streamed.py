@@ -93,6 +93,11 @@ class StreamedGroups(Dataset[TokenGroup]):
         return [self._as_all(encoded[group.source], row) for row, group in zip(rows, groups, strict=True)]
 
     @property
+    def n_desirable(self) -> int:
+        """As in `TokenGroups`."""
+        return self._n_desirable
+
+    @property
     def response_offsets(self) -> NDArray[np.int64]:
         """As in `TokenGroups`."""
         return offsets_of(self._sizes)
@@ -112,7 +117,7 @@ class StreamedGroups(Dataset[TokenGroup]):
         self._stored: list[StoredRows] = []
         begins, places, numbers, sizes, prompts = array("q"), array("q"), array("I"), array("I"), array("I")
         text = hashlib.blake2b(digest_size=16)
-        known, self._has_weights = set(), False
+        known, self._has_weights, self._n_desirable = set(), False, 0
         for group in groups:
             source = cast("Source", group.source)
             if not self._stored or self._stored[-1].name != source.name:
@@ -124,6 +129,7 @@ class StreamedGroups(Dataset[TokenGroup]):
             prompts.append(zlib.crc32(repr(group.prompt).encode()))
             text.update(said(group))
             known.add((group.scores is None, group.labels is None))
+            self._n_desirable += sum(group.labels or ())
             self._has_weights = self._has_weights or group.weights is not None
         if len(known) > 1:
             raise ValueError("Some groups have scores or labels and others have none.")

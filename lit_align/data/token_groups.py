@@ -106,6 +106,11 @@ class TokenGroups(Dataset[TokenGroup]):
         """Number of responses in all groups."""
         return int(self._response_offsets[-1])
 
+    @property
+    def n_desirable(self) -> int:
+        """Number of responses that are labelled desirable."""
+        return 0 if self._labels is None else int(self._labels.sum())
+
     def __getitem__(self, row: int) -> TokenGroup:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_align.data import LabelBatch
+from lit_align.data import LabelBatch, LabelData
 from lit_align.errors import UserError
 from lit_align.groups import GroupBatch
 from lit_align.losses import KTO as KTOLoss
@@ -54,6 +55,20 @@ class KTO(AlignmentModule):
         self.loss = loss
         self.reference_config = reference
         reference.check(policy)
+
+    def setup(self, stage: str) -> None:
+        """As in every method; and warns where the training responses are all desirable, or all undesirable."""
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage != "fit" or not isinstance(data, LabelData):
+            return
+        desirable, undesirable = data.label_counts()
+        if not desirable or not undesirable:
+            rank_zero_warn(
+                f"KTO sets desirable responses against undesirable ones and needs both, but all {desirable + undesirable:,} "
+                f"training responses are {'desirable' if desirable else 'undesirable'}: add rows whose label is "
+                f"{'false' if desirable else 'true'}."
+            )
 
     def configure_model(self) -> None:
         """Loads the policy, and keeps it as it is then as the reference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lit_align.data import LabelBatch, TokenGroups, padded
+from lit_align.data import LabelBatch, LabelData, TokenGroups, padded
 from lit_align.data.mismatched import CollateMismatched
 from lit_align.errors import UserError
 from lit_align.groups import Group, TokenGroup
@@ -175,3 +176,33 @@ def test_the_gradient_survives_mixed_precision(random_groups):
 def test_other_rows_are_refused(random_groups):
     with pytest.raises(UserError, match="LabelData"):
         build().step(padded(random_groups([2, 2]), pad_id=0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [("cats", True), ("dogs", 1)],
+            "all 2 training responses are desirable: add rows whose label is false",
+        ),
+        (
+            [("cats", False), ("dogs", 0)],
+            "all 2 training responses are undesirable: add rows whose label is true",
+        ),
+        ([("cats", True), ("dogs", False)], None),
+    ],
+)
+def test_labels_of_one_kind_are_warned_of(rows, message, streaming, tmp_path, recwarn):
+    file = tmp_path / "rows.jsonl"
+    of_rows = ({"prompt": f"tell me about {what}", "completion": "um", "label": label} for what, label in rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in of_rows))
+    fit = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    fit.fit(KTO(policy=ModelConfig(path="mini_instruct", init="random")), LabelData(str(file), streaming=streaming))
+    told = [str(warning.message) for warning in recwarn if "KTO" in str(warning.message)]
+    assert [text.partition("needs both, but ")[2].rstrip(".") for text in told] == (
+        [] if message is None else [message]
+    )
