@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from lit_align.data.row_reader import Cell, RowError, describe
+from lit_align.data.row_reader import Cell, RowError, delimiter_hint, describe
 from lit_align.errors import UserError
 
 
@@ -116,7 +116,7 @@ def csv_row(header: Sequence[str], cells: Sequence[str], source: str) -> dict[st
     """A record as a row."""
     if len(cells) != len(header):
         found = f"{len(header)} cells, as many as the first line names, found {len(cells)}"
-        return RowError(f"{source}: expected {found}.")
+        return RowError(f"{source}: expected {found}.{delimiter_hint(header)}")
     return {name: Cell(cell) if cell else None for name, cell in zip(header, cells, strict=True)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeGuard
 
 from lit_align.data.spans import words
@@ -241,6 +241,15 @@ class RowReader:
         if len(value) != 1 or (turn := self._turn(column, value[0]))["role"] != "assistant":
             raise self.error(column, "a text or one message of the assistant", value)
         return self._text(column, turn["content"])
+
+
+def delimiter_hint(columns: Collection[str]) -> str:
+    """What a message adds where the only column of a CSV file reads like several; nothing elsewhere."""
+    (only,) = columns if len(columns) == 1 else ("",)
+    for mark, name in ((";", "';'"), ("\t", "a tab")):
+        if mark in only:
+            return f" The delimiter seems to be {name}, and CSV is read with commas: write the file with commas."
+    return ""
 
 
 def _is_unicode(text: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from lit_align.data.row_reader import Row, RowError, RowReader, describe
+from lit_align.data.row_reader import Cell, Row, RowError, RowReader, delimiter_hint, describe
 from lit_align.groups import Group, Message, Text
 
 
@@ -29,7 +29,7 @@ class Schema:
     optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " + ".join([*self.required, *(f"({name})" for name in self.optional)])
+        return " + ".join(self.required)
 
 
 def _preference(row: RowReader) -> Group:
@@ -226,16 +226,48 @@ def find_schema(row: object, source: str, columns: Mapping[str, str] | None = No
             hint = f"; did you mean {near[0]!r}?" if near else ". A map is from our names to the row's."
             raise RowError(f"{source}: data.columns says what {unknown[0]!r} is, which no kind of row has{hint}")
         if missing := [name for name in columns.values() if name not in row]:
-            raise RowError(f"{source}: data.columns names {missing[0]!r}, the row has {', '.join(row)}.")
+            names = ", ".join(map(str, row))
+            raise RowError(f"{source}: data.columns names {missing[0]!r}, the row has {names}.{_delimiter(row)}")
         row = {ours: row[theirs] for ours, theirs in columns.items()}
     for schema in SCHEMAS:
         if all(name in row for name in schema.required):
             return schema, cast("Row", row)
-    known = "; ".join(map(str, SCHEMAS))
-    raise RowError(
-        f"{source}: the columns {', '.join(map(str, row)) or '(none)'} make no known kind of row. Known are: {known}. "
-        "Where yours go by other names, map them with data.columns."
+    what_to_do = _delimiter(row) or (
+        f"{_nearest(row)} Where yours go by other names, map them with data.columns. Known are: "
+        f"{'; '.join(map(str, SCHEMAS))}."
     )
+    raise RowError(
+        f"{source}: the columns {', '.join(map(str, row)) or '(none)'} make no known kind of row.{what_to_do}"
+    )
+
+
+def _delimiter(row: Row) -> str:
+    """As `delimiter_hint`, for a row that is one of CSV."""
+    return delimiter_hint(row) if all(isinstance(value, Cell | None) for value in row.values()) else ""
+
+
+def _nearest(row: Row) -> str:
+    """Which kinds a row comes nearest to, and what it lacks; nothing where it has no column that makes one."""
+    # The fewer columns are missing the nearer, and then the more are there.
+    ranked = sorted(
+        (len(lacks), -len(has), place, has, lacks)
+        for place, schema in enumerate(SCHEMAS)
+        for has, lacks in [_parts(schema, row)]
+        if len(lacks) < len(schema.required)
+    )
+    if not ranked:
+        return ""
+    missing, _, _, present, _ = ranked[0]
+    near = [(SCHEMAS[place].name, lacks) for n, _, place, has, lacks in ranked if (n, has) == (missing, present)]
+    names = ", ".join(name for name, _ in near)
+    absent = " or ".join(" and no ".join(map(repr, lacks)) for _, lacks in near)
+    return f" Nearest {'is' if len(near) == 1 else 'are'} {names}: it has {' and '.join(map(repr, present))} but no {absent}."
+
+
+def _parts(schema: Schema, row: Row) -> tuple[list[str], list[str]]:
+    """The columns of a kind that a row has, and those that it would need."""
+    has = [name for name in (*schema.required, *schema.optional) if name in row]
+    return has, [name for name in schema.required if name not in row]
 
 
 def read_group(row: object, source: str, columns: Mapping[str, str] | None = None) -> Group:

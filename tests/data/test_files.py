@@ -44,6 +44,9 @@ def test_csv_is_text_and_json_where_text_will_not_do(tmp_path: Path) -> None:
     assert (turns.prompt, turns.responses) == ([{"role": "user", "content": "u"}], ("a",))
 
 
+SEMICOLON = r" The delimiter seems to be ';', and CSV is read with commas: write the file with commas\.$"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -53,7 +56,12 @@ def test_csv_is_text_and_json_where_text_will_not_do(tmp_path: Path) -> None:
             "prompt,completion,label\np,c,yes\n",
             "row 1, column 'label': expected true or false, or 1 or 0, found the text 'yes'",
         ),
-        ("prompt;completion\np;c\n", "row 1: the columns prompt;completion make no known kind"),
+        ("prompt;completion\np;c\n", rf"the columns prompt;completion make no known kind of row\.{SEMICOLON}"),
+        ("prompt;completion\np;c, d\n", rf"row 1: expected 1 cells, .*, found 2\.{SEMICOLON}"),
+        (
+            "prompt\tcompletion\np\tc\n",
+            "no known kind of row\\. The delimiter seems to be a tab, and CSV is read with commas",
+        ),
         (
             "prompt,chosen,rejected,margin\np,c,r,nan\n",
             "column 'margin': expected a finite number, found the text 'nan'",
@@ -63,6 +71,15 @@ def test_csv_is_text_and_json_where_text_will_not_do(tmp_path: Path) -> None:
 def test_bad_cells_are_refused_by_row_and_column(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RowError, match=message):
         _groups(_csv(tmp_path, text))
+
+
+def test_a_column_map_of_a_file_without_commas(tmp_path: Path) -> None:
+    path = _csv(tmp_path, "prompt;completion\np;c\n")
+    with pytest.raises(RowError, match=rf"names 'prompt', the row has prompt;completion\.{SEMICOLON}"):
+        list(read_groups(path, Counts(), {"prompt": "prompt", "completion": "completion"}))
+    # One column may be called anything.
+    (group,) = read_groups(_csv(tmp_path, "a;b\nx;y\n"), Counts(), {"text": "a;b"})
+    assert group.responses == ("x;y",)
 
 
 def test_cells_longer_than_the_csv_module_takes_by_itself(tmp_path: Path) -> None:

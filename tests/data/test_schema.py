@@ -261,6 +261,35 @@ def test_two_system_prompts_are_refused(turns: list[Message]) -> None:
         read_group({"messages": turns, "system": "be brief"}, "row 7")
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("prompt chosen", "Nearest is preference: it has 'prompt' and 'chosen' but no 'rejected'."),
+        ("id chosen", "Nearest is preference of whole chats: it has 'chosen' but no 'rejected'."),
+        ("chosen output", "Nearest is preference of whole chats: it has 'chosen' but no 'rejected'."),
+        ("prefix", "Nearest is early stop: it has 'prefix' but no 'prompt' and no 'stop'."),
+        ("instruction input", "Nearest is instruction: it has 'instruction' and 'input' but no 'output'."),
+        (
+            "prompt label",
+            "Nearest are critique, completion: it has 'prompt' and 'label' but no 'response' or 'completion'.",
+        ),
+        ("answer label", "Nearest is critique: it has 'label' but no 'prompt' and no 'response'."),
+    ],
+)
+def test_the_nearest_kind_comes_first_and_what_it_lacks(columns: str, message: str) -> None:
+    with pytest.raises(RowError) as error:
+        read_group(dict.fromkeys(columns.split(), "x"), "row 7")
+    names = columns.replace(" ", ", ")
+    begin = f"row 7: the columns {names} make no known kind of row. {message} Where yours go by other names, map them"
+    assert str(error.value).startswith(begin)
+
+
+@pytest.mark.parametrize("columns", ["question answer", "weights", "a;b"])
+def test_no_kind_is_near_columns_of_none(columns: str) -> None:
+    with pytest.raises(RowError, match=r"make no known kind of row\. Where yours go by other names, map them"):
+        read_group(dict.fromkeys(columns.split(), "x"), "row 7")
+
+
 def test_scores_and_a_ranking_together_are_refused() -> None:
     with pytest.raises(RowError, match="both 'scores' and 'ranking'"):
         read_group({"prompt": "p", "responses": ["x", "y"], "scores": [1, 2], "ranking": [1, 2]}, "row 7")
