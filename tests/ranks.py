@@ -21,6 +21,8 @@ def ranked(rank: int, port: int, folder: str, function: Callable[..., object], a
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
     }
+    # Another test's `seed_everything` left it, and Lightning seeds anew by it when ranks start.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     torch.save(function(*args), f"{folder}/rank{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
