@@ -34,14 +34,12 @@ from lit_align.errors import UserError
 if TYPE_CHECKING:
     from lit_align.data.base import GroupDataModule
 
-OF_RUN = frozenset(
-    {
-        *("trainer", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams"),
-        *("names", "max_rows", "batch_size", "val_batch_size", "tokens_per_batch", "seed", "layout"),
-        *("num_workers", "streaming", "cache"),
-        *("tokenizer", "_encoder_tokenizer", "_own_tokenizer", "_encoded", "_rows", "_positioned", "_restored"),
-    }
-)
+OF_RUN = {
+    "trainer", "prepare_data_per_node", "allow_zero_length_dataloader_with_multiple_devices", "_log_hyperparams",
+    "names", "max_rows", "batch_size", "val_batch_size", "tokens_per_batch", "seed", "layout",
+    "num_workers", "streaming", "cache",
+    "tokenizer", "_encoder_tokenizer", "_own_tokenizer", "_encoded", "_rows", "_positioned", "_restored",
+}  # fmt: skip
 """Attributes of a DataModule that do not decide how a row is encoded, or are named by `cache_file` itself."""
 
 CHUNK = 1 << 20
