@@ -47,8 +47,8 @@ class GroupDataModule(LightningDataModule, ABC):
         val: Rows to validate on.
         batch_size: Prompts in a batch, on each device; 8 if neither this nor `tokens_per_batch` is given.
         val_batch_size: The same for validation. `batch_size` (or `tokens_per_batch`) if not given.
-        tokens_per_batch: Fills each batch with prompts up to so many tokens on each device, padding included, in place of
-            `batch_size`: steps then cost about the same, on every rank.
+        tokens_per_batch: Fills each batch with prompts of about so many tokens on each device, padding included, in place of
+            `batch_size`: steps then cost about the same, on every rank. A device's share may have somewhat more.
         seed: Of the order of the training rows, and of the rows that an embedded task draws.
         max_rows: Only so many of the training rows, from the first on. An embedded task draws so many (10,000 if not given).
         max_length: Tokens of a prompt and any one of its responses together.
